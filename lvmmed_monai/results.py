@@ -1,0 +1,172 @@
+"""The results file beside each run: ``results.json``, format ``lvmmed-results/1``.
+
+    format, kind, name        kind is one of KINDS; name says what ran (a bundle's name)
+    created, command, seed    ISO 8601 time (UTC), the command line, the seed
+    environment               versions, platform, device, threads, commit
+    data                      datalists: [{name, sha256, counts}], encoder: provenance of the weights started from, or null
+    cases                     [{case, metrics: {name: number | null}, preview: relative path of a PNG (optional)}]
+    metrics                   {name: {value, n, interval: [low, high] | null, higher_is_better}}
+    curves                    {name: [[step, value], ...]}
+    timings                   {name: seconds}
+    peak_memory_mb            number | null
+
+A number that could not be computed is ``null``, never 0 and never absent.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.files import read_json, write_json
+
+__all__ = ["FORMAT", "KINDS", "environment", "new_results", "peak_memory_mb", "read_results", "validate_results", "write_results"]
+
+FORMAT = "lvmmed-results/1"
+KINDS = ("pretraining", "training", "evaluation", "inference", "benchmark")
+_PACKAGES = ("lvmmed-monai", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "numba", "nibabel", "pydicom", "highdicom")
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "name": str,
+    "created": str,
+    "command": str,
+    "environment": dict,
+    "data": dict,
+    "cases": list,
+    "metrics": dict,
+    "curves": dict,
+    "timings": dict,
+}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, or None where the package was installed from a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return answer.stdout.strip() or None
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, platform, device and commit of this run."""
+    return {
+        "python": platform.python_version(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "device": device,
+        "commit": _commit(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def new_results(kind: str, name: str, *, seed: int | None, device: str = "cpu") -> dict[str, Any]:
+    """An empty, valid results record of this process."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seed": seed,
+        "environment": environment(device),
+        "data": {"datalists": [], "encoder": None},
+        "cases": [],
+        "metrics": {},
+        "curves": {},
+        "timings": {},
+        "peak_memory_mb": None,
+    }
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+
+
+def _metric_problems(name: str, metric: Any) -> list[str]:
+    if not isinstance(metric, dict) or not {"value", "n", "interval", "higher_is_better"} <= metric.keys():
+        return [f"metrics.{name}: expected value, n, interval and higher_is_better"]
+    interval = metric["interval"]
+    ordered = interval is None or (
+        isinstance(interval, list) and len(interval) == 2 and all(map(_is_number_or_null, interval)) and interval[0] <= interval[1]
+    )
+    problems = [] if ordered else [f"metrics.{name}.interval: expected null or [low, high], got {interval!r}"]
+    if not _is_number_or_null(metric["value"]):
+        problems.append(f"metrics.{name}.value: expected a finite number or null, got {metric['value']!r}")
+    return problems
+
+
+def validate_results(record: Any) -> list[str]:
+    """Problems of a results record; an empty list when it is valid."""
+    if not isinstance(record, dict):
+        return [f"expected an object, got {type(record).__name__}"]
+    if record.get("format") != FORMAT:
+        return [f"format: expected {FORMAT!r}, got {record.get('format')!r}"]
+    problems = [
+        f"{key}: expected {kind}, got {type(record.get(key)).__name__}"
+        for key, kind in _REQUIRED.items()
+        if not isinstance(record.get(key), kind)
+    ]
+    if problems:
+        return problems
+    if record["kind"] not in KINDS:
+        problems.append(f"kind: expected one of {', '.join(KINDS)}, got {record['kind']!r}")
+    for name, metric in record["metrics"].items():
+        problems += _metric_problems(name, metric)
+    for case in record["cases"]:
+        if not isinstance(case, dict) or not isinstance(case.get("case"), str) or not isinstance(case.get("metrics"), dict):
+            problems.append(f"cases: expected {{case, metrics}}, got {case!r}")
+        elif not all(map(_is_number_or_null, case["metrics"].values())):
+            problems.append(f"cases.{case['case']}: metrics must be finite numbers or null")
+    for name, curve in record["curves"].items():
+        if not all(isinstance(point, list | tuple) and len(point) == 2 and all(map(_is_number_or_null, point)) for point in curve):
+            problems.append(f"curves.{name}: expected [[step, value], ...] of finite numbers")
+    return problems
+
+
+def write_results(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
+    """Write a results record atomically.
+
+    Raises:
+        ValueError: the record is not valid (a mistake in our code, not the user's).
+    """
+    problems = validate_results(record)
+    if problems:
+        raise ValueError("results record: " + "; ".join(problems))
+    write_json(path, record)
+
+
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and validate a results file.
+
+    Raises:
+        UserError: missing, not JSON, or not a results file.
+    """
+    record = read_json(path, "results file")
+    problems = validate_results(record)
+    if problems:
+        raise UserError(f"not a valid results file ({problems[0]}); {path}; run the step again")
+    return record
