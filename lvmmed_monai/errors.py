@@ -29,12 +29,16 @@ def user_error_in(error: BaseException | None) -> UserError | None:
     """The `UserError` behind ``error``, following causes and contexts, or None.
 
     Frameworks wrap what a component raises (MONAI's config parser in `RuntimeError`), and the user
-    is to read our sentence, not the wrapper's.
+    is to read our sentence, not the wrapper's. A data loader's worker hands over the text of its whole
+    traceback, of which the last line is the sentence.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, UserError):
-            return error
+            message = str(error)
+            if not message.startswith("Caught "):
+                return error
+            return type(error)(message.strip().splitlines()[-1].partition("Error: ")[2])
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from lvmmed_monai._optional import optional_import
 from lvmmed_monai.errors import DataError, UserError, user_error_in
@@ -39,3 +40,19 @@ def test_optional_package_names_its_extra() -> None:
     assert optional_import("json", extra="none").loads("1") == 1
     with pytest.raises(UserError, match=r"no_such_package is not installed.*pip install 'lvmmed-monai\[onnx\]'"):
         optional_import("no_such_package", extra="onnx")
+
+
+class _Broken(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise DataError("the image is damaged; case 7; copy it again")
+
+
+def test_a_worker_of_a_data_loader_hands_over_the_sentence_alone() -> None:
+    with pytest.raises(DataError) as caught:
+        next(iter(DataLoader(_Broken(), num_workers=1)))
+    found = user_error_in(caught.value)
+    assert str(found) == "the image is damaged; case 7; copy it again"
+    assert isinstance(found, DataError)

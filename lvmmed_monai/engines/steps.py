@@ -1,0 +1,77 @@
+"""Parts of a training step that know no method: seeds, devices, precision, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.files import sha256_json
+
+__all__ = ["autocast_dtype", "memory_error_as_user_error", "plain_options", "step_seed", "structure_hash", "to_device"]
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of one step in one process, 0 to 2^63 - 1: the same whether the run was interrupted or not."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """``batch`` with every tensor in it (in dictionaries, lists, tuples) on ``device``."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def autocast_dtype(amp: bool, device: torch.device) -> torch.dtype | None:
+    """The reduced precision to compute in: bfloat16 where the GPU has it, else float16; None on a CPU."""
+    if not amp or device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+@contextmanager
+def memory_error_as_user_error(batch_size: int) -> Iterator[None]:
+    """Turn running out of memory, on the GPU or the CPU, into a `UserError` that names the batch size."""
+    try:
+        yield
+    except RuntimeError as error:
+        full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not full:
+            raise
+        raise UserError(
+            f"the training step does not fit into memory at batch size {batch_size}; batch_size; "
+            "use a smaller batch size, smaller images or amp"
+        ) from error
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def plain_options(thing: object) -> dict[str, Any]:
+    """Public attributes of an object that are plain values: the options it was made with."""
+    plain = {
+        key: value
+        for key, value in vars(thing).items()
+        if not key.startswith("_") and key != "training" and _is_plain(value)
+    }
+    return json.loads(json.dumps(plain))
+
+
+def structure_hash(state: Mapping[str, torch.Tensor] | Sequence[tuple[str, torch.Tensor]]) -> str:
+    """Hash of the names and shapes of a state dict."""
+    return sha256_json([[name, list(tensor.shape)] for name, tensor in dict(state).items()])
