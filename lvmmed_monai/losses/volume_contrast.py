@@ -1,0 +1,296 @@
+"""Volume contrast (VoCo): the overlap of crops with a grid of base crops, learnt as similarity of embeddings.
+
+Wu, Zhuang, Chen: "VoCo" (CVPR 2024, arXiv 2402.17300) and "Large-Scale 3D Medical Image Pre-training"
+(TPAMI, arXiv 2410.09890). A random crop's similarity to each base crop of its volume is to equal the share
+of its area that lies in that base (intra); its similarity to the bases of another volume is to equal what a
+slow teacher says (inter); base crops are pushed apart (base).
+
+Shapes: B volumes, S random crops and n base crops of each, C embedding channels.
+
+Four forms exist. ``paper``: the printed equations. ``v1`` and ``v2``: the two published codes, which treat labels
+of zero apart from the others and give the last base no gradient from the base term. ``fixed``: ``v2`` with a
+base term whose gradient reaches every base. All of them are computed in at least float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lvmmed_monai.errors import UserError
+
+__all__ = [
+    "MODES",
+    "Mode",
+    "VoCoLoss",
+    "base_regulariser",
+    "mask_overlap",
+    "overlap_similarity",
+    "position_loss",
+    "voco_loss",
+]
+
+Mode = Literal["paper", "v1", "v2", "fixed"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+# The published codes' constant, in every logarithm and every denominator.
+_EPS = 1e-6
+# Below this length a vector counts as zero: its similarities and their gradients are zero.
+_TINY_NORM = 1e-8
+
+
+def _check_mode(mode: str, base_gradient: bool = False) -> None:
+    if mode not in MODES:
+        raise UserError(f"unknown form of the volume contrast loss {mode!r}; mode; choose one of {', '.join(MODES)}")
+    if mode == "v1" and base_gradient:
+        raise UserError("base_gradient means nothing in mode 'v1'; volume contrast loss; set it to false")
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def overlap_similarity(crops: Tensor, bases: Tensor) -> Tensor:
+    """Cosine similarity of crops and bases, negative values set to zero.
+
+    Args:
+        crops: (..., S, C).
+        bases: (..., n, C).
+
+    Returns:
+        (..., S, n), from 0 to 1; a zero vector has similarity 0 to everything.
+    """
+    with torch.autocast(crops.device.type, enabled=False):
+        unit_crops = F.normalize(_full(crops), dim=-1, eps=_TINY_NORM)
+        unit_bases = F.normalize(_full(bases), dim=-1, eps=_TINY_NORM)
+        return F.relu(unit_crops @ unit_bases.transpose(-1, -2))
+
+
+def mask_overlap(overlap: Tensor, base_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave out bases that show only air: their share of a crop's label goes to the crop's other bases.
+
+    Args:
+        overlap: (B, S, n) labels, each row summing to 1.
+        base_mask: (B, n), True where a base counts.
+
+    Returns:
+        Labels (B, S, n) whose rows sum to 1 again, or to 0 where a crop lies in air alone, and the entries that
+        count (B, S, n), bool.
+    """
+    kept = overlap * base_mask.unsqueeze(1)
+    mass = kept.sum(-1, keepdim=True)
+    inside = mass > _EPS
+    return torch.where(inside, kept / mass.clamp_min(_EPS), torch.zeros_like(kept)), base_mask.unsqueeze(1) & inside
+
+
+def _paper_form(target: Tensor, similarity: Tensor, valid: Tensor, floor: float) -> Tensor:
+    remainder = (1 - (target - similarity).abs()).clamp_min(floor)
+    # log only where it counts: the gradient of a masked infinity would be NaN.
+    terms = -torch.log(torch.where(valid, remainder, torch.ones_like(remainder)))
+    return terms.sum((-1, -2)) / valid.sum((-1, -2)).clamp_min(1)
+
+
+def _code_form(target: Tensor, similarity: Tensor, valid: Tensor, squared: bool) -> Tensor:
+    weight = target * valid
+    distance = (target - similarity).abs()
+    positive = (weight * -torch.log(1 - distance + _EPS)).sum((-1, -2)) / (weight.sum((-1, -2)) + _EPS)
+    outside = (valid & (target == 0)).to(similarity.dtype)
+    penalty = similarity.square() if squared else -torch.log(1 - similarity + _EPS)
+    return positive + (outside * penalty).sum((-1, -2)) / (outside.sum((-1, -2)) + _EPS)
+
+
+def position_loss(
+    target: Tensor, similarity: Tensor, mode: Mode = "v2", *, valid: Tensor | None = None, floor: float = 0.0
+) -> Tensor:
+    """How far similarities are from the labels, one number a volume.
+
+    Sums run over all crops of a volume together, as in the published codes. ``fixed`` equals ``v2`` here.
+
+    Args:
+        target: (B, S, n), 0 to 1; no gradient is taken through it.
+        similarity: (B, S, n), 0 to 1.
+        mode: ``paper``, ``v1``, ``v2`` or ``fixed``.
+        valid: (B, S, n), bool: the entries that count; all of them when None.
+        floor: ``paper`` only: the least value its logarithm may see. With 0, the printed equation, a
+            similarity of 1 beside a label of 0 costs infinity.
+
+    Returns:
+        (B,); 0 for a volume without a valid entry.
+
+    Raises:
+        UserError: unknown mode, or shapes that differ.
+    """
+    _check_mode(mode)
+    if target.shape != similarity.shape or target.ndim != 3:
+        raise UserError(
+            f"labels and similarities must both be (B, S, n), got {tuple(target.shape)} and {tuple(similarity.shape)}; "
+            "position_loss; pass one label for each crop and base"
+        )
+    with torch.autocast(similarity.device.type, enabled=False):
+        similarity = _full(similarity)
+        target = target.detach().to(similarity.dtype)
+        if valid is None:
+            valid = torch.ones_like(target, dtype=torch.bool)
+        if mode == "paper":
+            return _paper_form(target, similarity, valid, floor)
+        return _code_form(target, similarity, valid, squared=mode == "v1")
+
+
+def base_regulariser(bases: Tensor, mode: Mode = "fixed", *, base_mask: Tensor | None = None) -> Tensor:
+    """Mean over pairs of bases of their similarity: squared, negatives as zero; its absolute value in ``paper``.
+
+    Args:
+        bases: (B, n, C).
+        mode: in ``v1`` and ``v2`` a pair's gradient reaches only its first base, as published.
+        base_mask: (B, n), bool: the bases that count.
+
+    Returns:
+        (B,); 0 for a volume with fewer than two bases.
+    """
+    _check_mode(mode)
+    with torch.autocast(bases.device.type, enabled=False):
+        unit = F.normalize(_full(bases), dim=-1, eps=_TINY_NORM)
+        other = unit.detach() if mode in ("v1", "v2") else unit
+        similarity = unit @ other.transpose(-1, -2)
+        penalty = similarity.abs() if mode == "paper" else F.relu(similarity).square()
+        pairs = torch.ones_like(similarity, dtype=torch.bool).triu(1)
+        if base_mask is not None:
+            pairs = pairs & base_mask.unsqueeze(1) & base_mask.unsqueeze(2)
+        return (penalty * pairs).sum((-1, -2)) / pairs.sum((-1, -2)).clamp_min(1)
+
+
+def _mean_over(per_volume: Tensor, counts: Tensor) -> Tensor:
+    """Mean of (B,) over the volumes that count (B,), bool; 0 when none does."""
+    return (per_volume * counts).sum() / counts.sum().clamp_min(1)
+
+
+def _intra_similarity(
+    crops: Tensor, bases: Tensor, crops_teacher: Tensor, bases_teacher: Tensor, mode: Mode, base_gradient: bool
+) -> Tensor:
+    if mode == "v1":
+        forward = overlap_similarity(crops, bases_teacher.detach())
+        backward = overlap_similarity(crops_teacher.detach(), bases)
+        return 0.5 * (forward + backward)
+    return overlap_similarity(crops, bases_teacher if base_gradient else bases_teacher.detach())
+
+
+def voco_loss(
+    crops: Tensor,
+    bases: Tensor,
+    crops_teacher: Tensor,
+    bases_teacher: Tensor,
+    overlap: Tensor,
+    *,
+    mode: Mode = "fixed",
+    base_gradient: bool = False,
+    base_mask: Tensor | None = None,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> dict[str, Tensor]:
+    """The whole loss of a batch.
+
+    The inter term compares each volume with the next one of the batch; with one volume, and in ``v1``, it is 0.
+
+    Args:
+        crops: (B, S, C), the student's embeddings of the random crops.
+        bases: (B, n, C), the student's embeddings of the base crops.
+        crops_teacher: (B, S, C), the teacher's.
+        bases_teacher: (B, n, C), the teacher's.
+        overlap: (B, S, n), each crop's share in each base.
+        mode: ``paper``, ``v1``, ``v2`` or ``fixed``.
+        base_gradient: let the intra term's gradient through the bases too. The published forms stop it; short
+            runs learn faster with it.
+        base_mask: (B, n), bool: bases to count; the others show air.
+        weights: of the intra, inter and base terms.
+
+    Returns:
+        Scalars ``loss``, ``intra``, ``inter``, ``base``.
+
+    Raises:
+        UserError: shapes do not fit, or ``base_gradient`` with ``v1``, whose two-way similarity fixes the gradients.
+    """
+    _check_mode(mode, base_gradient)
+    _check_shapes(crops, bases, overlap)
+    if base_mask is None:
+        base_mask = torch.ones(bases.shape[:2], dtype=torch.bool, device=bases.device)
+    with torch.autocast(crops.device.type, enabled=False):
+        embeddings = _full(crops), _full(bases), _full(crops_teacher), _full(bases_teacher)
+        return _terms(*embeddings, _full(overlap), base_mask, mode, base_gradient, weights)
+
+
+def _terms(
+    crops: Tensor,
+    bases: Tensor,
+    crops_teacher: Tensor,
+    bases_teacher: Tensor,
+    overlap: Tensor,
+    base_mask: Tensor,
+    mode: Mode,
+    base_gradient: bool,
+    weights: tuple[float, float, float],
+) -> dict[str, Tensor]:
+    target, valid = mask_overlap(overlap, base_mask)
+    floor = _EPS if mode == "paper" else 0.0
+    similarity = _intra_similarity(crops, bases, crops_teacher, bases_teacher, mode, base_gradient)
+    intra = position_loss(target, similarity, mode, valid=valid, floor=floor)
+    intra_mean = _mean_over(intra, valid.flatten(1).any(1))
+    base_mean = _mean_over(base_regulariser(bases, mode, base_mask=base_mask), base_mask.sum(1) > 1)
+    inter_mean = intra_mean.new_zeros(())
+    if len(crops) > 1 and mode != "v1":
+        neighbour = valid.any(-1, keepdim=True) & base_mask.roll(-1, 0).unsqueeze(1)
+        teacher = overlap_similarity(crops_teacher, bases_teacher.roll(-1, 0)).detach()
+        student = overlap_similarity(crops, bases.roll(-1, 0))
+        inter = position_loss(teacher, student, mode, valid=neighbour, floor=floor)
+        inter_mean = _mean_over(inter, neighbour.flatten(1).any(1))
+    total = weights[0] * intra_mean + weights[1] * inter_mean + weights[2] * base_mean
+    return {"loss": total, "intra": intra_mean, "inter": inter_mean, "base": base_mean}
+
+
+def _check_shapes(crops: Tensor, bases: Tensor, overlap: Tensor) -> None:
+    expected = (*crops.shape[:2], bases.shape[1]) if crops.ndim == 3 and bases.ndim == 3 else None
+    if expected is None or tuple(overlap.shape) != expected or crops.shape[::2] != bases.shape[::2]:
+        raise UserError(
+            f"crops (B, S, C), bases (B, n, C) and overlap (B, S, n) do not fit: {tuple(crops.shape)}, "
+            f"{tuple(bases.shape)}, {tuple(overlap.shape)}; volume contrast loss; pass one label for each crop and base"
+        )
+
+
+class VoCoLoss(nn.Module):
+    """`voco_loss` with its settings kept; see there for the arguments."""
+
+    def __init__(
+        self,
+        mode: Mode = "fixed",
+        *,
+        base_gradient: bool = False,
+        weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        _check_mode(mode, base_gradient)
+        self.mode = mode
+        self.base_gradient = base_gradient
+        self.weights = weights
+
+    def forward(
+        self,
+        crops: Tensor,
+        bases: Tensor,
+        crops_teacher: Tensor,
+        bases_teacher: Tensor,
+        overlap: Tensor,
+        base_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Scalars ``loss``, ``intra``, ``inter``, ``base`` of a batch."""
+        return voco_loss(
+            crops,
+            bases,
+            crops_teacher,
+            bases_teacher,
+            overlap,
+            mode=self.mode,
+            base_gradient=self.base_gradient,
+            base_mask=base_mask,
+            weights=self.weights,
+        )

@@ -1,0 +1,120 @@
+"""How well positions are told on held-out volumes, beside what grey values alone tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvmmed_monai.losses.volume_contrast import mask_overlap, overlap_similarity, position_loss
+from lvmmed_monai.methods._voco_data import VolumeCropDataset
+from lvmmed_monai.methods._voco_network import VoCoNetwork
+
+__all__ = ["counted_crops", "histogram_scores", "network_scores", "position_scores"]
+
+# Draws of the monitors lie apart from those of training, whose seeds have three parts.
+_MONITOR_SEED = (20, 24, 4, 16)
+_BINS = 32
+# Similarity of two histograms at Hellinger distance h: max(0, a - b * h), with (a, b) by whether crops are augmented:
+# fitted once, on real CT and MR volumes of training sets, to the least loss. Accuracy hardly depends on them.
+_HISTOGRAM_LINE = {False: (0.85, 2.8), True: (0.6, 1.2)}
+_BATCH = 8
+
+
+def counted_crops(overlap: Tensor, base_mask: Tensor) -> Tensor:
+    """Which crops show something, (B, n + S), bool: the bases that do, and the random crops that meet one."""
+    _, valid = mask_overlap(overlap, base_mask)
+    return torch.cat((base_mask, valid.any(-1)), 1)
+
+
+def position_scores(overlap: Tensor, similarity: Tensor, base_mask: Tensor) -> dict[str, float]:
+    """Loss (form ``v2``), correlation, and how often the most similar base is the one that a crop lies in most.
+
+    Args:
+        overlap: (B, S, n).
+        similarity: (B, S, n), 0 to 1.
+        base_mask: (B, n), bool.
+
+    Returns:
+        ``loss``, ``correlation`` (0 where it is undefined), ``argmax_accuracy`` (ties of labels count as right).
+    """
+    target, valid = mask_overlap(overlap, base_mask)
+    volumes = valid.flatten(1).any(1)
+    loss = position_loss(target, similarity, "v2", valid=valid)[volumes].mean()
+    x, y = target[valid].double(), similarity[valid].double()
+    spread = x.std() * y.std()
+    correlation = ((x - x.mean()) * (y - y.mean())).sum() / (len(x) - 1) / spread if spread > 0 else 0.0
+    best = torch.where(valid, similarity, -1.0).argmax(-1, keepdim=True)
+    right = target.gather(-1, best)[..., 0] >= target.amax(-1) - 1e-6
+    return {
+        "loss": float(loss),
+        "correlation": float(correlation),
+        "argmax_accuracy": float(right[valid.any(-1)].double().mean()),
+    }
+
+
+def _batches(dataset: VolumeCropDataset, blocks: int, crops: int, augmented: bool) -> Iterator[dict[str, Tensor]]:
+    """The monitors' samples: always the same blocks and crops, unaugmented or with each crop augmented on its own."""
+    samples = []
+    for block in range(blocks):
+        random = np.random.default_rng([*_MONITOR_SEED, block])
+        index = block % len(dataset)
+        samples.append(dataset.sample(random, index, augment_block=False, augment_crops=augmented, crops=crops))
+        if len(samples) == _BATCH or block == blocks - 1:
+            yield {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+            samples = []
+
+
+def _gathered(parts: list[dict[str, Tensor]], name: str) -> dict[str, float]:
+    joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    return position_scores(joined["overlap"], joined[name], joined["base_mask"])
+
+
+@torch.no_grad()
+def network_scores(
+    network: VoCoNetwork, dataset: VolumeCropDataset, *, blocks: int, crops: int, augmented: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """`position_scores` of the embeddings, as trained (student's crops, teacher's bases), and of the pooled features.
+
+    The network's mode is put back afterwards; it has no buffers that a forward pass changes.
+    """
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    parts = []
+    for batch in _batches(dataset, blocks, crops, augmented):
+        count = batch["base_mask"].shape[1]
+        counted = counted_crops(batch["overlap"], batch["base_mask"]).to(device)
+        features = network.features(batch["crops"].to(device), counted)
+        student, teacher = network.projector(features, counted), network.teacher(features, counted)
+        embedded = overlap_similarity(student[:, count:], teacher[:, :count])
+        pooled = overlap_similarity(features[:, count:], features[:, :count])
+        kept = {"overlap": batch["overlap"], "base_mask": batch["base_mask"]}
+        parts.append({**kept, "embedded": embedded.cpu(), "pooled": pooled.cpu()})
+    network.train(training)
+    return _gathered(parts, "embedded"), _gathered(parts, "pooled")
+
+
+def _histograms(crops: Tensor) -> Tensor:
+    """Square roots of the grey-value shares of (..., C, X, Y, Z): (..., C * bins), of length 1."""
+    levels = (crops.clamp(0, 1) * _BINS).long().clamp_max(_BINS - 1).flatten(-3)
+    counts = torch.zeros(*levels.shape[:-1], _BINS).scatter_add_(-1, levels, torch.ones(levels.shape))
+    shares = counts / counts.sum(-1, keepdim=True) / levels.shape[-2]
+    return shares.sqrt().flatten(-2)
+
+
+def histogram_scores(dataset: VolumeCropDataset, *, blocks: int, crops: int, augmented: bool) -> dict[str, float]:
+    """`position_scores` of grey-value histograms (32 bins, Hellinger distance): what needs no learning at all."""
+    at_zero, slope = _HISTOGRAM_LINE[augmented]
+    parts = []
+    for batch in _batches(dataset, blocks, crops, augmented):
+        count = batch["base_mask"].shape[1]
+        roots = _histograms(batch["crops"])
+        affinity = roots[:, count:] @ roots[:, :count].transpose(-1, -2)
+        distance = (1 - affinity.clamp(0, 1)).sqrt()
+        # No similarity is exactly 0, so that the nearest of far histograms still wins.
+        similarity = (at_zero - slope * distance).clamp_min(0) + 1e-4 * (1 - distance)
+        parts.append({"overlap": batch["overlap"], "base_mask": batch["base_mask"], "histogram": similarity})
+    return _gathered(parts, "histogram")

@@ -1,0 +1,112 @@
+"""VoCo's network: an encoder, a projector, and the projector's slow copy."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lvmmed_monai.networks import Encoder
+
+__all__ = ["Projector", "VoCoNetwork", "standardise"]
+
+_EPS = 1e-5
+
+
+def standardise(features: Tensor, counted: Tensor) -> Tensor:
+    """Remove the mean and spread of each feature over the crops of its volume (batch normalisation per volume).
+
+    What all crops of a volume share says nothing about position, and is most of a pooled feature. Done per volume it
+    depends neither on the other volumes of the batch nor on the number of processes, and needs no running statistics.
+
+    Args:
+        features: (B, K, F).
+        counted: (B, K), bool: the crops that the statistics are taken over.
+
+    Returns:
+        (B, K, F), at least float32.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+        weight = counted.to(features.dtype).unsqueeze(-1)
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(1)
+        centred = features - (features * weight).sum(1, keepdim=True)
+        variance = (centred.square() * weight).sum(1, keepdim=True)
+        return centred * torch.rsqrt(variance + _EPS)
+
+
+class Projector(nn.Module):
+    """Three linear layers with `standardise` and ReLU between them.
+
+    Args:
+        in_features: of the pooled features.
+        hidden: width of both hidden layers.
+        out_features: of the embedding.
+    """
+
+    def __init__(self, in_features: int, hidden: int, out_features: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(in_features, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, out_features)]
+        )
+
+    def forward(self, features: Tensor, counted: Tensor) -> Tensor:
+        """(B, K, in_features) and (B, K) to (B, K, out_features)."""
+        for layer in list(self.layers)[:-1]:
+            features = F.relu(standardise(layer(features), counted))
+        return self.layers[-1](features)
+
+
+class VoCoNetwork(nn.Module):
+    """Crops to the embeddings of student and teacher, which share the encoder.
+
+    Args:
+        encoder: any 3D encoder.
+        hidden: width of the projector.
+        out_features: of the embedding.
+        dropout: rate for the student, on standardised features. On raw ones it would drown the little that
+            tells the crops of a volume apart.
+        base_gradient: let gradients pass through the teacher's projector to the encoder.
+    """
+
+    def __init__(
+        self, encoder: Encoder, *, hidden: int, out_features: int, dropout: float, base_gradient: bool
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooled_maps: tuple[int, ...] = getattr(encoder, "pooled_maps", tuple(range(len(encoder.channels))))
+        width = sum(encoder.channels[index] for index in self.pooled_maps)
+        self.dropout = nn.Dropout(dropout)
+        self.projector = Projector(width, hidden, out_features)
+        self.teacher = copy.deepcopy(self.projector).requires_grad_(False)
+        self.base_gradient = base_gradient
+
+    def features(self, crops: Tensor, counted: Tensor) -> Tensor:
+        """Feature maps of (B, K, C, X, Y, Z), averaged over space, side by side, standardised: (B, K, F)."""
+        maps = self.encoder(crops.flatten(0, 1))
+        pooled = torch.cat([maps[index].float().flatten(2).mean(-1) for index in self.pooled_maps], 1)
+        return standardise(pooled.unflatten(0, crops.shape[:2]), counted)
+
+    def forward(self, crops: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of student and teacher.
+
+        Args:
+            crops: (B, K, C, X, Y, Z).
+            counted: (B, K), bool: the crops that show something.
+
+        Returns:
+            Two tensors (B, K, out_features).
+        """
+        features = self.features(crops, counted)
+        student = self.projector(self.dropout(features), counted)
+        with torch.set_grad_enabled(self.base_gradient and torch.is_grad_enabled()):
+            teacher = self.teacher(features, counted)
+        return student, teacher
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student: ``momentum`` * teacher + (1 - momentum) * student."""
+        for slow, fast in zip(self.teacher.parameters(), self.projector.parameters(), strict=True):
+            slow.lerp_(fast, 1 - momentum)
