@@ -1,0 +1,20 @@
+"""Second-order graph matching: the problem, kNN graphs, affinities, solvers and the differentiable layer."""
+
+from lvmmed_monai.graph_matching.affinity import edge_affinity, global_affinity, local_affinity
+from lvmmed_monai.graph_matching.build import MessagePassing, knn_graph
+from lvmmed_monai.graph_matching.imle import match
+from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
+from lvmmed_monai.graph_matching.solver import BACKENDS, MODES, solve
+
+__all__ = [
+    "BACKENDS",
+    "MODES",
+    "GraphMatchingProblem",
+    "MessagePassing",
+    "edge_affinity",
+    "global_affinity",
+    "knn_graph",
+    "local_affinity",
+    "match",
+    "solve",
+]

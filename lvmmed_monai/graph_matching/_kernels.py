@@ -1,0 +1,400 @@
+"""Compiled kernels of the matching solver: one graph pair at a time, without the interpreter lock.
+
+Everything compiled lives in this one file because numba's cache notices changes of the file that holds a
+function, not of files that the function calls into.
+
+Factored objective: the marginal M[i, a] at a permutation p is the vertex affinity plus the affinities between source
+edges at i and target edges at a whose other ends p matches. It gives F(p) = 1/2 sum_i (M[i, p_i] + vertex[i, p_i]) and
+the gain of exchanging two assignments in O(1), so that no step touches the whole E x F table.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+__all__ = ["linear_batch", "solve_batch"]
+
+_POOL = 6
+_STEPS = 30
+_RELATIVE_GAIN = 1e-5
+# Gains below this fraction of the largest affinity are rounding errors: accepting them would cycle on ties.
+_ROUNDING = 1e-9
+
+
+def _compile(function: Any) -> Any:
+    """Compile with an on-disk cache; without one where no folder for it can be written."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
+
+
+# source, target: (edge number, node at the other end), the edges into node i from source_at[2i] on, those out of
+# it from source_at[2i + 1] on. source_id, target_id: edge number by its two nodes, or -1.
+Graph = namedtuple("Graph", "vertex edge source_id source source_at target_id target target_at")
+Work = namedtuple("Work", "plan gradient marginal candidate duals distance column row free previous order vertex dirty")
+
+
+@_compile
+def _copy(values, into):  # type: ignore[no-untyped-def]
+    """``into[:] = values``, which takes numba six seconds to compile."""
+    for k in range(into.size):
+        into.flat[k] = values.flat[k]
+
+
+@_compile
+def _adjacency(edges, nodes):  # type: ignore[no-untyped-def]
+    number = np.full((nodes, nodes), -1, np.int64)
+    at = np.zeros(2 * nodes + 1, np.int64)
+    for e in range(len(edges)):
+        number[edges[e, 0], edges[e, 1]] = e
+        at[2 * edges[e, 1] + 1] += 1
+        at[2 * edges[e, 0] + 2] += 1
+    at = np.cumsum(at)
+    fill = at.copy()
+    listed = np.empty((2 * len(edges), 2), np.int64)
+    for e in range(len(edges)):
+        for end in range(2):
+            slot = 2 * edges[e, 1 - end] + end
+            listed[fill[slot], 0] = e
+            listed[fill[slot], 1] = edges[e, end]
+            fill[slot] += 1
+    return number, listed, at
+
+
+@_compile
+def _graph(vertex, source_edges, target_edges, edge):  # type: ignore[no-untyped-def]
+    source_id, source, source_at = _adjacency(source_edges, len(vertex))
+    target_id, target, target_at = _adjacency(target_edges, len(vertex))
+    return Graph(vertex, edge, source_id, source, source_at, target_id, target, target_at)
+
+
+@_compile
+def _work(n):  # type: ignore[no-untyped-def]
+    t, d, k = np.empty((4, n, n)), np.zeros((2, n)), np.empty((6, n), np.int64)
+    return Work(t[0], t[1], t[2], t[3], d[0], d[1], k[0], k[1], k[2], k[3], k[4], k[5], np.empty(n, np.bool_))
+
+
+@_compile
+def _row_reduction(gain, duals, column, row, free, waiting):  # type: ignore[no-untyped-def]
+    """One augmenting row reduction (Jonker and Volgenant 1987); returns how many rows stay free."""
+    nodes = len(gain)
+    k, still, turns = 0, 0, 0
+    while k < waiting:
+        i = free[k]
+        k += 1
+        best, second, j1, j2 = np.inf, np.inf, -1, -1
+        for j in range(nodes):
+            reduced = -gain[i, j] - duals[j]
+            if reduced < second:
+                if reduced < best:
+                    second, j2, best, j1 = best, j1, reduced, j
+                else:
+                    second, j2 = reduced, j
+        lowered = duals[j1] - (second - best)
+        lowers = lowered < duals[j1]
+        if lowers:
+            duals[j1] = lowered
+        elif row[j1] >= 0:
+            j1 = j2
+        displaced = row[j1]
+        column[i] = j1
+        row[j1] = i
+        if displaced >= 0:
+            column[displaced] = -1
+            turns += 1
+            # Rounding can make two rows outbid each other for ever; the exact phase takes over then.
+            if lowers and turns < 4 * nodes:
+                k -= 1
+                free[k] = displaced
+            else:
+                free[still] = displaced
+                still += 1
+    return still
+
+
+@_compile
+def _shortest_path(gain, duals, column, row, start, distance, previous, order):  # type: ignore[no-untyped-def]
+    """Assign the free row ``start`` by a shortest augmenting path and update the duals."""
+    nodes = len(gain)
+    for j in range(nodes):
+        distance[j] = np.inf
+        order[j] = j
+    # order[:left]: columns not yet reached; the reached ones collect behind them.
+    i, own, smallest, left, end = start, 0.0, 0.0, nodes, -1
+    while end < 0:
+        nearest, lowest = 0, np.inf
+        for k in range(left):
+            j = order[k]
+            length = smallest - gain[i, j] - duals[j] - own
+            if length < distance[j]:
+                distance[j] = length
+                previous[j] = i
+            if distance[j] < lowest or (distance[j] == lowest and row[j] < 0):
+                nearest, lowest = k, distance[j]
+        smallest = lowest
+        j = order[nearest]
+        left -= 1
+        order[nearest], order[left] = order[left], j
+        if row[j] < 0:
+            end = j
+        else:
+            i = row[j]
+            own = -gain[i, j] - duals[j]
+    for k in range(left, nodes):
+        duals[order[k]] += distance[order[k]] - smallest
+    i = -1
+    while i != start:
+        i = previous[end]
+        row[end] = i
+        end, column[i] = column[i], end
+
+
+@_compile
+def _assign(gain, work):  # type: ignore[no-untyped-def]
+    """Linear assignment of the largest total gain into ``work.column``; starts from the duals of the last call."""
+    waiting = len(gain)
+    work.column.fill(-1)
+    work.row.fill(-1)
+    for i in range(waiting):
+        work.free[i] = i
+    for _ in range(2):
+        waiting = _row_reduction(gain, work.duals, work.column, work.row, work.free, waiting)
+    for k in range(waiting):
+        _shortest_path(gain, work.duals, work.column, work.row, work.free[k], work.distance, work.previous, work.order)
+
+
+@_compile
+def _add_pair(g, marginal, i, a, sign):  # type: ignore[no-untyped-def]
+    """Add ``sign`` times what the assignment of i to a gives to the marginals of its neighbours."""
+    for end in range(2):
+        for q in range(g.source_at[2 * i + end], g.source_at[2 * i + end + 1]):
+            e, j = g.source[q, 0], g.source[q, 1]
+            for r in range(g.target_at[2 * a + end], g.target_at[2 * a + end + 1]):
+                marginal[j, g.target[r, 1]] += sign * g.edge[e, g.target[r, 0]]
+
+
+@_compile
+def _marginals(g, p, marginal):  # type: ignore[no-untyped-def]
+    """Fill the marginal matrix of permutation p; returns F(p)."""
+    _copy(g.vertex, marginal)
+    for i in range(len(p)):
+        _add_pair(g, marginal, i, p[i], 1.0)
+    value = 0.0
+    for i in range(len(p)):
+        value += marginal[i, p[i]] + g.vertex[i, p[i]]
+    return 0.5 * value
+
+
+@_compile
+def _pair(g, i, a, j, b):  # type: ignore[no-untyped-def]
+    """What the edges between i and j give when i goes to a and j to b."""
+    value = 0.0
+    if g.source_id[i, j] >= 0 and g.target_id[a, b] >= 0:
+        value += g.edge[g.source_id[i, j], g.target_id[a, b]]
+    if g.source_id[j, i] >= 0 and g.target_id[b, a] >= 0:
+        value += g.edge[g.source_id[j, i], g.target_id[b, a]]
+    return value
+
+
+@_compile
+def _best_partner(g, marginal, p, i):  # type: ignore[no-untyped-def]
+    best, partner, a = 0.0, -1, p[i]
+    for j in range(len(p)):
+        if j != i:
+            b = p[j]
+            # Both marginals hold the edges between i and j, which are lost only once: they are added back.
+            gain = marginal[i, b] + marginal[j, a] - marginal[i, a] - marginal[j, b]
+            gain += _pair(g, i, a, j, b) + _pair(g, i, b, j, a)
+            if gain > best:
+                best, partner = gain, j
+    return best, partner
+
+
+@_compile
+def _move(g, p, i, a, work):  # type: ignore[no-untyped-def]
+    """Send i to a instead of p[i]; its neighbours' marginals change, so they are looked at again."""
+    _add_pair(g, work.marginal, i, p[i], -1.0)
+    p[i] = a
+    _add_pair(g, work.marginal, i, a, 1.0)
+    work.dirty[i] = True
+    for q in range(g.source_at[2 * i], g.source_at[2 * i + 2]):
+        work.dirty[g.source[q, 1]] = True
+
+
+@_compile
+def _swap_descent(g, p, work, tolerance):  # type: ignore[no-untyped-def]
+    """Exchange pairs of assignments until none gains; ``work.marginal`` must be that of p."""
+    work.dirty.fill(True)
+    moved = True
+    while moved:
+        moved = False
+        for i in range(len(p)):
+            if not work.dirty[i]:
+                continue
+            work.dirty[i] = False
+            gain, j = _best_partner(g, work.marginal, p, i)
+            if gain > tolerance:
+                a, b = p[i], p[j]
+                _move(g, p, i, b, work)
+                _move(g, p, j, a, work)
+                moved = True
+
+
+@_compile
+def _line_search(plan, gradient, marginal, q, slope, bend):  # type: ignore[no-untyped-def]
+    """Go from the plan towards permutation q as far as the objective grows; returns the step and the gain."""
+    step = 1.0 if bend >= 0.0 else min(1.0, -slope / (2.0 * bend))
+    for i in range(len(q)):
+        for a in range(len(q)):
+            plan[i, a] *= 1.0 - step
+            gradient[i, a] += step * (marginal[i, a] - gradient[i, a])
+        plan[i, q[i]] += step
+    return step, step * slope + step * step * bend
+
+
+@_compile
+def _frank_wolfe(g, p, work):  # type: ignore[no-untyped-def]
+    """Frank-Wolfe with exact line search from permutation p; p becomes the best vertex met, start included."""
+    q, nodes = work.vertex, len(p)
+    work.plan.fill(0.0)
+    for i in range(nodes):
+        work.plan[i, p[i]] = 1.0
+    value = _marginals(g, p, work.gradient)
+    best, step = value, 1.0
+    for _ in range(_STEPS):
+        _assign(work.gradient, work)
+        _copy(work.column, q)
+        slope = 0.0
+        for i in range(nodes):
+            slope += work.gradient[i, q[i]]
+            for a in range(nodes):
+                slope -= work.gradient[i, a] * work.plan[i, a]
+        if slope <= _RELATIVE_GAIN * abs(value):
+            break
+        reached = _marginals(g, q, work.marginal)
+        if reached > best:
+            best = reached
+            _copy(q, p)
+        step, gained = _line_search(work.plan, work.gradient, work.marginal, q, slope, reached - value - slope)
+        value += gained
+        if gained < _RELATIVE_GAIN * abs(value):
+            break
+    if step < 1.0:
+        work.duals.fill(0.0)
+        _assign(work.plan, work)
+        _copy(work.column, q)
+        if _marginals(g, q, work.marginal) > best:
+            _copy(q, p)
+
+
+@_compile
+def _ascend(g, p, work, tolerance):  # type: ignore[no-untyped-def]
+    """Best solution reached from permutation p, in place; returns its value."""
+    work.duals.fill(0.0)
+    _frank_wolfe(g, p, work)
+    _marginals(g, p, work.marginal)
+    _swap_descent(g, p, work, tolerance)
+    return _marginals(g, p, work.marginal)
+
+
+@_compile
+def _bound(g, out):  # type: ignore[no-untyped-def]
+    """Upper bound of what each pair (i, a) can bring: its vertex affinity and the best of each outgoing edge."""
+    for i in range(len(out)):
+        for a in range(len(out)):
+            out[i, a] = g.vertex[i, a]
+            for q in range(g.source_at[2 * i + 1], g.source_at[2 * i + 2]):
+                best = 0.0
+                for r in range(g.target_at[2 * a + 1], g.target_at[2 * a + 2]):
+                    best = max(best, g.edge[g.source[q, 0], g.target[r, 0]])
+                out[i, a] += best
+
+
+@_compile
+def _start(g, s, noise, picks, spread, pool, pooled, work):  # type: ignore[no-untyped-def]
+    """Put start number s into ``work.column``: linear assignment of the vertices, of the bound, of noised gains."""
+    work.duals.fill(0.0)
+    if s == 1:
+        _bound(g, work.candidate)
+    elif s % 2 == 1:
+        _marginals(g, pool[picks[s] % pooled], work.candidate)
+    else:
+        _copy(g.vertex, work.candidate)
+    if s > 1:
+        for k in range(g.vertex.size):
+            work.candidate.flat[k] += spread * noise[s - 2].flat[k]
+    _assign(work.candidate, work)
+
+
+@_compile
+def _remember(pool, values, pooled, p, value):  # type: ignore[no-untyped-def]
+    """Keep p among the best distinct solutions; returns how many are kept."""
+    worst = 0
+    for k in range(pooled):
+        if np.array_equal(pool[k], p):
+            return pooled
+        if values[k] < values[worst]:
+            worst = k
+    if pooled < _POOL:
+        worst, pooled = pooled, pooled + 1
+    elif value <= values[worst]:
+        return pooled
+    _copy(p, pool[worst])
+    values[worst] = value
+    return pooled
+
+
+@_compile
+def _solve_one(g, starts, noise, picks, patience, given, out, work):  # type: ignore[no-untyped-def]
+    nodes = len(out)
+    scale = np.abs(g.vertex).max()
+    if g.edge.size > 0:
+        scale = max(scale, np.abs(g.edge).max())
+    tolerance = _ROUNDING * scale
+    spread = np.std(g.vertex)
+    if spread <= tolerance:
+        spread = scale
+    spread *= 3.0 if nodes <= 64 else 1.5
+    # A plain 0 would be a type of its own, and its callees compiled twice.
+    pool, values, pooled = np.empty((_POOL, nodes), np.int64), np.empty(_POOL), np.int64(0)
+    p = np.empty(nodes, np.int64)
+    best, hits, first = -np.inf, 0, len(given)
+    for s in range(-first, starts):
+        if s < 0:
+            _copy(given[s + first], p)
+        else:
+            _start(g, s, noise, picks, spread, pool, pooled, work)
+            _copy(work.column, p)
+        value = _ascend(g, p, work, tolerance)
+        if value > best + tolerance:
+            best, hits = value, 1
+            _copy(p, out)
+        elif value >= best - tolerance:
+            hits += 1
+        pooled = _remember(pool, values, pooled, p, value)
+        if 0 < patience <= hits:
+            return
+
+
+@_compile
+def solve_batch(vertex, source_edges, target_edges, edge, starts, noise, picks, patience, given, out):  # type: ignore[no-untyped-def]
+    """Solve a batch of problems of N >= 2 nodes into ``out`` (B, N); arguments as in `solver.solve_arrays`."""
+    work = _work(vertex.shape[1])
+    for b in range(len(vertex)):
+        g = _graph(vertex[b], source_edges[b], target_edges[b], edge[b])
+        _solve_one(g, starts, noise, picks, patience, given[b], out[b], work)
+
+
+@_compile
+def linear_batch(vertex, out):  # type: ignore[no-untyped-def]
+    """Linear assignment of a batch of problems of N >= 2 nodes into ``out`` (B, N)."""
+    work = _work(vertex.shape[1])
+    for b in range(len(vertex)):
+        work.duals.fill(0.0)
+        _assign(vertex[b], work)
+        _copy(work.column, out[b])

@@ -1,0 +1,264 @@
+"""The LVM-Med loss: two views of a batch as graphs, matched to second order (Nguyen et al., NeurIPS 2023).
+
+Each group of images gives two graphs, one per view, with a node per image; the true matching joins the views of an
+image. The loss is the Hamming distance of the found matching to the true one, differentiated by `graph_matching.match`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.graph_matching import (
+    GraphMatchingProblem,
+    MessagePassing,
+    edge_affinity,
+    global_affinity,
+    knn_graph,
+    local_affinity,
+    match,
+    solve,
+)
+
+__all__ = ["PRESETS", "GraphMatchingLoss", "GraphMatchingOptions", "matching_accuracy"]
+
+
+@dataclass(frozen=True)
+class GraphMatchingOptions:
+    """Settings of the loss; the defaults are the paper's, where it states them.
+
+    Attributes:
+        nodes_per_graph: images per graph.
+        neighbours: out-edges per node of the kNN graphs, fewer than ``nodes_per_graph``.
+        alpha: weight of the global against the local vertex affinity; 1 leaves feature maps unused.
+        gamma: positions kept in the local matching by place; None keeps all.
+        edge_weight: factor of the edge affinities.
+        noise_scale_vertex, noise_scale_edge: Gumbel noise on the affinities.
+        margin: subtracted from the vertex affinity of true pairs.
+        lam: step of the backward pass; the direction has unit maximum.
+        samples: noise samples per graph.
+        message_passing: None, "gcn" or "residual" graph convolutions before the affinities.
+        regroup: how often a batch is cut into groups; 1 takes consecutive images, more take random groups.
+        mode: of the solver.
+    """
+
+    nodes_per_graph: int = 16
+    neighbours: int = 5
+    alpha: float = 0.8
+    gamma: int | None = 20
+    edge_weight: float = 1.0
+    noise_scale_vertex: float = 1.0
+    noise_scale_edge: float = 1.0
+    margin: float = 0.0
+    lam: float = 80.0
+    samples: int = 1
+    message_passing: str | None = "gcn"
+    regroup: int = 1
+    mode: str = "default"
+
+
+#: "paper" learnt nothing from random weights in runs of some hundred steps; "small" does (margin instead of noise,
+#: no message passing, no local term on maps of a few positions, several groupings of each batch).
+PRESETS: dict[str, GraphMatchingOptions] = {
+    "paper": GraphMatchingOptions(),
+    "small": GraphMatchingOptions(
+        alpha=1.0,
+        noise_scale_vertex=0.0,
+        noise_scale_edge=0.0,
+        margin=5.0,
+        message_passing=None,
+        regroup=8,
+        mode="fast",
+    ),
+}
+
+
+class GraphMatchingLoss(nn.Module):
+    """Hamming distance of a differentiable second-order matching to the true one.
+
+    Args:
+        preset: "paper" or "small", a key of `PRESETS`.
+        features: width F of the embeddings; only message passing has weights of that width.
+        overrides: single `GraphMatchingOptions` that differ from the preset.
+
+    Raises:
+        UserError: an unknown preset or option, or options that contradict each other.
+
+    Example:
+        >>> loss = GraphMatchingLoss("small", nodes_per_graph=4, neighbours=2, regroup=1)
+        >>> result = loss(torch.eye(8), torch.eye(8))
+        >>> float(result["loss"]) >= 0, result["graphs"]
+        (True, 2)
+    """
+
+    def __init__(self, preset: str = "paper", features: int = 128, **overrides: Any) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            raise UserError(f"unknown preset {preset!r}; graph matching loss; choose one of {', '.join(PRESETS)}")
+        names = {field.name for field in fields(GraphMatchingOptions)}
+        unknown = sorted(overrides.keys() - names)
+        if unknown:
+            raise UserError(
+                f"unknown option {unknown[0]!r}; graph matching loss; choose among {', '.join(sorted(names))}"
+            )
+        self.options = replace(PRESETS[preset], **overrides)
+        _check(self.options)
+        form: Any = self.options.message_passing
+        self.message_passing = MessagePassing(features, form) if form else None
+
+    @property
+    def uses_maps(self) -> bool:
+        """Whether `forward` needs feature maps and their grids."""
+        return self.options.alpha < 1.0
+
+    def forward(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        maps: tuple[Tensor, Tensor] | None = None,
+        grids: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Loss of a batch of M image pairs.
+
+        Args:
+            z1, z2: (M, F) embeddings of the two views; M a multiple of ``nodes_per_graph``.
+            maps: (M, C, H, W) feature maps of the two views; needed when alpha < 1.
+            grids: (M, H, W, 2) places of the map positions in the original images; needed when alpha < 1.
+
+        Returns:
+            "loss": scalar, the fraction of wrongly matched nodes, mean over graphs;
+            "training_accuracy": 1 - loss, of the perturbed matching: with a margin it stays near 0 while learning
+            goes well, use `matching_accuracy` to follow progress; "graphs": number of graphs.
+
+        Raises:
+            UserError: M does not fit, or maps are missing.
+        """
+        groups = self._groups(len(z1))
+        shuffle = _shuffles(len(groups), self.options.nodes_per_graph)
+        # Position j of the second graph holds the image groups[shuffle[j]]: the true match is the inverse permutation.
+        gold = shuffle.argsort(dim=1).to(z1.device)
+        groups, permuted = groups.to(z1.device), groups.gather(1, shuffle).to(z1.device)
+        options = self.options
+        with torch.autocast(z1.device.type, enabled=False):
+            pair = (z1.float()[groups], z2.float()[permuted])
+            local = self._local(maps, grids, groups, permuted)
+            problem = self._problem(pair, local)
+            found = match(
+                problem,
+                gold,
+                noise_scale_vertex=options.noise_scale_vertex,
+                noise_scale_edge=options.noise_scale_edge * options.edge_weight,
+                margin=options.margin,
+                lam=options.lam,
+                samples=options.samples,
+                mode=options.mode,
+            )
+            truth = nn.functional.one_hot(gold, options.nodes_per_graph).to(found.dtype)
+            # <v, 1 - v*> + <v*, 1 - v> counts every wrong node twice.
+            hamming = (found * (1 - truth) + truth * (1 - found)).sum((1, 2))
+            loss = (hamming / (2 * options.nodes_per_graph)).mean()
+        return {"loss": loss, "training_accuracy": 1.0 - float(loss.detach()), "graphs": len(groups)}
+
+    def _groups(self, images: int) -> Tensor:
+        """(G, N) image numbers of every graph."""
+        nodes = self.options.nodes_per_graph
+        if images == 0 or images % nodes:
+            below, above = images // nodes * nodes, (images // nodes + 1) * nodes
+            fits = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"a batch of {images} images cannot be cut into graphs of {nodes}; graph matching loss; "
+                f"use a batch size of {fits}, or another nodes_per_graph"
+            )
+        if self.options.regroup == 1:
+            return torch.arange(images).view(-1, nodes)
+        return torch.cat([torch.randperm(images).view(-1, nodes) for _ in range(self.options.regroup)])
+
+    def _local(
+        self, maps: tuple[Tensor, Tensor] | None, grids: tuple[Tensor, Tensor] | None, groups: Tensor, permuted: Tensor
+    ) -> Tensor | None:
+        if not self.uses_maps:
+            return None
+        if maps is None or grids is None:
+            raise UserError(
+                f"feature maps or grids are missing with alpha = {self.options.alpha}; graph matching loss; "
+                "pass maps and grids, or set alpha to 1"
+            )
+        features = maps[0].float()[groups], maps[1].float()[permuted]
+        return local_affinity(*features, grids[0][groups], grids[1][permuted], self.options.gamma)
+
+    def _problem(self, pair: tuple[Tensor, Tensor], local: Tensor | None) -> GraphMatchingProblem:
+        options = self.options
+        source, target = pair
+        edges = knn_graph(source, options.neighbours), knn_graph(target, options.neighbours)
+        if self.message_passing is not None:
+            source, target = self.message_passing(source, edges[0]), self.message_passing(target, edges[1])
+        vertex = global_affinity(source, target)
+        if local is not None:
+            vertex = options.alpha * vertex + (1 - options.alpha) * local
+        return GraphMatchingProblem(vertex, *edges, options.edge_weight * edge_affinity(source, target, *edges))
+
+
+def _check(options: GraphMatchingOptions) -> None:
+    if not 1 <= options.neighbours < options.nodes_per_graph:
+        raise UserError(
+            f"{options.neighbours} neighbours in graphs of {options.nodes_per_graph} nodes; graph matching loss; "
+            "give at least 1 neighbour and more nodes than neighbours"
+        )
+    if not 0.0 <= options.alpha <= 1.0 or options.regroup < 1:
+        raise UserError(
+            f"alpha = {options.alpha}, regroup = {options.regroup}; graph matching loss; "
+            "give alpha between 0 and 1 and regroup of at least 1"
+        )
+
+
+def _shuffles(graphs: int, nodes: int, generator: torch.Generator | None = None) -> Tensor:
+    """(G, N) a random order of nodes for each graph.
+
+    The true match of two graphs in the same order is the identity, which ties and index-ordered starts would favour.
+    """
+    return torch.rand(graphs, nodes, generator=generator).argsort(dim=1)
+
+
+@torch.no_grad()
+def matching_accuracy(
+    z1: Tensor,
+    z2: Tensor,
+    nodes_per_graph: int = 16,
+    *,
+    neighbours: int = 5,
+    edge_weight: float = 1.0,
+    mode: str = "default",
+    draws: int = 4,
+    seed: int = 0,
+) -> float:
+    """Fraction of images matched to their other view, without noise and margin, in random groups (chance: 1/N).
+
+    Args:
+        z1, z2: (M, F) embeddings of the two views of M >= ``nodes_per_graph`` images.
+        mode: of the solver; "linear" leaves the edges out.
+        draws: how often the images are cut into random groups; images beyond a multiple of the group size sit out.
+        seed: of the groups and node orders.
+
+    Raises:
+        UserError: fewer images than nodes.
+    """
+    images = len(z1)
+    if images < nodes_per_graph:
+        raise UserError(
+            f"{images} images for graphs of {nodes_per_graph}; matching accuracy; "
+            "hold out more images or use smaller graphs"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    kept = images - images % nodes_per_graph
+    orders = [torch.randperm(images, generator=generator)[:kept].view(-1, nodes_per_graph) for _ in range(draws)]
+    groups = torch.cat(orders)
+    shuffle = _shuffles(len(groups), nodes_per_graph, generator)
+    left, right = z1.float().cpu()[groups], z2.float().cpu()[groups.gather(1, shuffle)]
+    edges = knn_graph(left, neighbours), knn_graph(right, neighbours)
+    affinity = edge_weight * edge_affinity(left, right, *edges)
+    problem = GraphMatchingProblem(global_affinity(left, right), *edges, affinity)
+    return float((solve(problem, mode) == shuffle.argsort(dim=1)).double().mean())

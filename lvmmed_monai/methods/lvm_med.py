@@ -1,0 +1,243 @@
+"""LVM-Med: 2D encoders by second-order graph matching of two views (Nguyen et al., NeurIPS 2023)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.losses.graph_matching import GraphMatchingLoss, matching_accuracy
+from lvmmed_monai.methods._pictures import ViewPairs, view_pairs
+from lvmmed_monai.networks import build_encoder
+from lvmmed_monai.transforms.views_2d import ViewSettings, location_grids
+
+__all__ = ["LVMMed", "LVMMedNetwork"]
+
+_LOG = logging.getLogger(__name__)
+# Monitors draw the same views, groups and node orders at every step of every run.
+_MONITOR_SEED = 20230619
+_MONITOR_BATCH = 64
+
+
+class LVMMedNetwork(nn.Module):
+    """Encoder, projector and loss; one forward pass gives the loss, so that every weight is used within it.
+
+    Args:
+        encoder: 2D encoder.
+        projector: pooled coarsest features (M, C) to embeddings.
+        loss: the matching loss; its message passing may have weights.
+    """
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module, loss: GraphMatchingLoss) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+        self.loss = loss
+
+    def features(self, images: Tensor) -> Tensor:
+        """(M, C) averages of the coarsest feature map."""
+        return self.encoder(images)[-1].mean(dim=(2, 3))
+
+    def forward(self, view1: Tensor, view2: Tensor, location1: Tensor, location2: Tensor) -> dict[str, Any]:
+        """Loss and numbers of a batch.
+
+        Args:
+            view1, view2: (M, in_channels, H, W) views of the same M images.
+            location1, location2: (M, 5) places of the views.
+        """
+        # Both views in one pass: batch normalisation sees one common distribution.
+        maps = self.encoder(torch.cat([view1, view2]))[-1]
+        z1, z2 = self.projector(maps.mean(dim=(2, 3))).chunk(2)
+        if not self.loss.uses_maps:
+            return self.loss(z1, z2)
+        map1, map2 = maps.chunk(2)
+        shape = maps.shape[2:]
+        grids = location_grids(location1, *shape), location_grids(location2, *shape)
+        return self.loss(z1, z2, (map1, map2), grids)
+
+
+class LVMMed:
+    """Self-supervised method: see `engines.Pretrainer` for how it is run.
+
+    Args:
+        encoder_name: a 2D encoder of `networks.ENCODERS`.
+        in_channels: 3 or 1; grey images are repeated.
+        encoder_options: of `networks.build_encoder`.
+        preset: of `GraphMatchingLoss`. "small" is the default because it learns from random weights within minutes;
+            "paper" is the published form, for long runs or released weights.
+        loss_options: single options that differ from the preset.
+        projector: "linear", the published form, or "mlp" (256 units, batch norm, ReLU); None goes by the preset.
+        features: width of the embeddings.
+        views: options of `transforms.views_2d.ViewSettings`; ``size`` is the side of the views in pixels.
+        planes: anatomical planes in which volumes are cut.
+        cache_size: longer side of the cached pictures.
+        monitor_images: held-out pictures that `monitors` looks at, at most.
+
+    Raises:
+        UserError: an unknown option.
+    """
+
+    name = "lvm_med"
+    metric_directions: Mapping[str, bool] = {
+        "matching_accuracy": True,
+        "linear_matching_accuracy": True,
+        "retrieval_at_1": True,
+        "effective_rank": True,
+    }
+
+    def __init__(
+        self,
+        *,
+        encoder_name: str = "resnet50",
+        in_channels: int = 3,
+        encoder_options: Mapping[str, Any] | None = None,
+        preset: str = "small",
+        loss_options: Mapping[str, Any] | None = None,
+        projector: str | None = None,
+        features: int = 128,
+        views: Mapping[str, Any] | None = None,
+        planes: Sequence[str] = ("axial",),
+        cache_size: int = 256,
+        monitor_images: int = 512,
+    ) -> None:
+        projector = projector or ("linear" if preset == "paper" else "mlp")
+        if projector not in ("linear", "mlp"):
+            raise UserError(f"unknown projector {projector!r}; lvm_med; choose 'linear' or 'mlp'")
+        try:
+            self._view_settings = ViewSettings(**dict(views or {}))
+        except TypeError as error:
+            raise UserError(f"unknown option in views ({error}); lvm_med; see ViewSettings") from None
+        self._loss = GraphMatchingLoss(preset, features, **dict(loss_options or {}))
+        nodes = self._loss.options.nodes_per_graph
+        self.chance: dict[str, float] = {"matching_accuracy": 1 / nodes, "linear_matching_accuracy": 1 / nodes}
+        self.encoder_name, self.in_channels = encoder_name, in_channels
+        self.encoder_options = dict(encoder_options or {})
+        self.preset, self.loss_options = preset, dict(loss_options or {})
+        self.projector, self.features = projector, features
+        self.views, self.planes, self.cache_size = dict(views or {}), tuple(planes), cache_size
+        self.monitor_images = monitor_images
+        self._network: LVMMedNetwork | None = None
+
+    def network(self) -> LVMMedNetwork:
+        """The trained module, built at the first call from torch's global generator."""
+        if self._network is None:
+            encoder = build_encoder(self.encoder_name, self.in_channels, **self.encoder_options)
+            if encoder.spatial_dims != 2:
+                raise UserError(f"encoder {self.encoder_name!r} is 3D; lvm_med trains 2D encoders; choose a 2D encoder")
+            projector = _projector(self.projector, encoder.channels[-1], self.features)
+            self._network = LVMMedNetwork(encoder, projector, self._loss)
+        return self._network
+
+    def encoder(self) -> nn.Module:
+        """The encoder of `network`."""
+        return self.network().encoder
+
+    def input_spec(self) -> dict[str, Any]:
+        """What the encoder was trained on, for its file."""
+        return {
+            "spatial_dims": 2,
+            "in_channels": self.in_channels,
+            "spacing_mm": None,
+            "intensity": "scale_intensity by modality, 0..1; grey repeated",
+            "size": [self._view_settings.size] * 2,
+        }
+
+    def dataset(self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path, seed: int) -> ViewPairs:
+        """View pairs of one section of datalists; see `methods._pictures.view_pairs`."""
+        return view_pairs(
+            datalists,
+            section,
+            cache_dir,
+            planes=self.planes,
+            cache_size=self.cache_size,
+            views=self._view_settings,
+            in_channels=self.in_channels,
+            seed=seed,
+        )
+
+    def step(self, batch: Mapping[str, Tensor], network: nn.Module) -> dict[str, Any]:
+        """ "loss" and named numbers of one batch."""
+        result = network(batch["view1"], batch["view2"], batch["location1"], batch["location2"])
+        return {"loss": result["loss"], "training_accuracy": result["training_accuracy"]}
+
+    def after_step(self, network: nn.Module) -> None:
+        """Nothing moves but the weights."""
+
+    @torch.no_grad()
+    def monitors(self, dataset: ViewPairs) -> dict[str, float]:
+        """Held-out measures of the encoder's pooled, centred features; fixed views, groups and node orders.
+
+        Batch normalisation uses the statistics of the monitored batches, whatever the encoder has gone through: the
+        running statistics of an untrained network are not those of any data, and it would look worse than it is.
+        The network's mode and buffers are left as they were.
+
+        Returns:
+            "matching_accuracy": noise-free second-order matching in random groups; "linear_matching_accuracy": the
+            same without edges; "retrieval_at_1": fraction of images whose second view is the nearest of all;
+            "effective_rank": exp entropy of the principal variances. NaN where there are too few images.
+        """
+        nodes = self._loss.options.nodes_per_graph
+        order = np.random.default_rng(_MONITOR_SEED).permutation(len(dataset))[: self.monitor_images]
+        if len(order) < nodes:
+            _LOG.warning("%d held-out pictures are too few for graphs of %d: no monitors", len(order), nodes)
+            return dict.fromkeys(self.metric_directions, float("nan"))
+        f1, f2 = self._centred_features(dataset, order)
+        match = partial(matching_accuracy, f1, f2, nodes, neighbours=self._loss.options.neighbours, seed=_MONITOR_SEED)
+        nearest = (nn.functional.normalize(f1) @ nn.functional.normalize(f2).T).argmax(dim=1)
+        return {
+            "matching_accuracy": match(),
+            "linear_matching_accuracy": match(mode="linear"),
+            "retrieval_at_1": float((nearest == torch.arange(len(f1))).double().mean()),
+            "effective_rank": _effective_rank(f1),
+        }
+
+    def _centred_features(self, dataset: ViewPairs, order: np.ndarray) -> tuple[Tensor, Tensor]:
+        network = self.network()
+        device = next(network.parameters()).device
+        parts = []
+        with _batch_statistics(network):
+            for chunk in np.array_split(order, max(1, len(order) // _MONITOR_BATCH)):
+                rngs = ((int(i), np.random.default_rng([_MONITOR_SEED, int(i)])) for i in chunk)
+                samples = [dataset.draw(i, rng) for i, rng in rngs]
+                images = torch.stack([s["view1"] for s in samples] + [s["view2"] for s in samples]).to(device)
+                parts.append(torch.stack(network.features(images).float().cpu().chunk(2)))
+        features = torch.cat(parts, dim=1)
+        f1, f2 = features - features.mean(dim=(0, 1))
+        return f1, f2
+
+
+def _projector(kind: str, channels: int, features: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(channels, features)
+    # No bias before a normalisation, which would take it away again.
+    hidden = nn.Linear(channels, 256, bias=False)
+    return nn.Sequential(hidden, nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Linear(256, features))
+
+
+def _effective_rank(features: Tensor) -> float:
+    variances = torch.linalg.svdvals(features.double()).square()
+    share = variances / variances.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(torch.exp(torch.special.entr(share).sum()))
+
+
+@contextmanager
+def _batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Training mode for the forward passes within; modes and buffers come back afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])

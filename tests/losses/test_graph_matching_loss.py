@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.losses.graph_matching import PRESETS, GraphMatchingLoss, matching_accuracy
+from lvmmed_monai.transforms.views_2d import location_grids
+
+
+def quiet(**options: object) -> GraphMatchingLoss:
+    """The loss without anything random but the order of nodes."""
+    return GraphMatchingLoss("small", margin=0.0, **options)
+
+
+def embeddings(images: int, features: int = 12, seed: int = 0) -> torch.Tensor:
+    return torch.randn(images, features, generator=torch.Generator().manual_seed(seed))
+
+
+def test_equal_views_match_and_have_no_loss() -> None:
+    z = embeddings(32)
+    result = quiet(regroup=3)(z, z)
+    assert float(result["loss"]) == 0.0
+    assert result["training_accuracy"] == 1.0
+    assert result["graphs"] == 6
+
+
+def test_loss_is_the_fraction_of_wrong_nodes() -> None:
+    z = 10 * torch.eye(8)
+    swapped = z[[1, 0, 2, 3, 4, 5, 6, 7]]
+    loss = quiet(nodes_per_graph=8, neighbours=2, regroup=1)(z, swapped)["loss"]
+    assert float(loss) == pytest.approx(2 / 8)
+
+
+def test_margin_asks_for_more_than_the_right_match() -> None:
+    z = embeddings(16)
+    assert float(GraphMatchingLoss("small", margin=1e3)(z, z)["loss"]) == 1.0
+
+
+@pytest.mark.parametrize("mode", ["linear", "fast"])
+def test_random_features_match_by_chance_only(mode: str) -> None:
+    z1, z2 = embeddings(800, seed=1), embeddings(800, seed=2)
+    assert quiet(regroup=1, mode=mode)(z1, z2)["training_accuracy"] == pytest.approx(1 / 16, abs=0.03)
+    assert matching_accuracy(z1, z2, mode=mode) == pytest.approx(1 / 16, abs=0.025)
+
+
+def test_equal_embeddings_match_by_chance_only() -> None:
+    # A collapsed encoder: every matching is as good as any, and the order of the nodes must not decide.
+    z = torch.ones(800, 4)
+    assert quiet(regroup=1)(z, z)["training_accuracy"] == pytest.approx(1 / 16, abs=0.03)
+    assert matching_accuracy(z, z) == pytest.approx(1 / 16, abs=0.03)
+
+
+def gradient(weight: float, **options: object) -> torch.Tensor:
+    z1, z2 = embeddings(32, seed=3).requires_grad_(), embeddings(32, seed=4)
+    torch.manual_seed(1)
+    (weight * GraphMatchingLoss("small", **options)(z1, z2)["loss"]).backward()
+    assert z1.grad is not None
+    return z1.grad
+
+
+def test_gradient_has_degree_one_in_the_weight() -> None:
+    torch.testing.assert_close(gradient(0.25), 0.25 * gradient(1.0))
+    torch.testing.assert_close(gradient(65536.0), 65536.0 * gradient(1.0))
+
+
+def test_gradient_scaling_changes_no_step() -> None:
+    def trained(scale: float) -> torch.Tensor:
+        torch.manual_seed(2)
+        layer = torch.nn.Linear(12, 8)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        loss = GraphMatchingLoss("small")(layer(embeddings(32, seed=5)), layer(embeddings(32, seed=6)))["loss"]
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        return layer.weight.detach().clone()
+
+    torch.testing.assert_close(trained(65536.0), trained(1.0))
+
+
+def test_descent_reaches_the_true_match() -> None:
+    torch.manual_seed(7)
+    z1, z2 = embeddings(16, seed=7).requires_grad_(), embeddings(16, seed=8)
+    loss = GraphMatchingLoss("small", margin=1.0, regroup=1)
+    assert matching_accuracy(z1, z2) < 0.3
+    for _ in range(100):
+        (grad,) = torch.autograd.grad(loss(z1, z2)["loss"], z1)
+        z1 = (z1 - 100 * grad).detach().requires_grad_()
+    assert matching_accuracy(z1, z2) > 0.7
+
+
+def test_paper_preset_with_maps_reaches_every_weight() -> None:
+    torch.manual_seed(9)
+    loss = GraphMatchingLoss("paper", features=12)
+    maps = [torch.randn(16, 6, 3, 3, requires_grad=True) for _ in range(2)]
+    location = torch.tensor([[0.0, 0.0, 30.0, 30.0, 0.0]]).expand(16, 5)
+    grids = location_grids(location, 3, 3), location_grids(location, 3, 3)
+    result = loss(embeddings(16, seed=1), embeddings(16, seed=2), tuple(maps), grids)
+    result["loss"].backward()
+    tensors = [*maps, *loss.parameters()]
+    assert all(t.grad is not None and float(t.grad.abs().sum()) > 0 for t in tensors)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_autocast_computes_in_float32(preset: str) -> None:
+    loss = GraphMatchingLoss(preset, features=12, alpha=1.0)
+    z = embeddings(16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(z, z)["loss"].dtype == torch.float32
+
+
+def test_batch_sizes_that_fit_are_named() -> None:
+    loss = GraphMatchingLoss("small")
+    with pytest.raises(UserError, match=r"40 images.*32 or 48"):
+        loss(embeddings(40), embeddings(40))
+    with pytest.raises(UserError, match=r"7 images.*batch size of 16"):
+        loss(embeddings(7), embeddings(7))
+
+
+def test_wrong_options_are_named() -> None:
+    with pytest.raises(UserError, match=r"unknown preset 'large'.*paper, small"):
+        GraphMatchingLoss("large")
+    with pytest.raises(UserError, match="unknown option 'margins'"):
+        GraphMatchingLoss("small", margins=3)
+    with pytest.raises(UserError, match="5 neighbours in graphs of 5"):
+        GraphMatchingLoss("small", nodes_per_graph=5)
+    with pytest.raises(UserError, match="alpha = 2"):
+        GraphMatchingLoss("small", alpha=2)
+    with pytest.raises(UserError, match="maps or grids are missing"):
+        GraphMatchingLoss("paper")(embeddings(16, 128), embeddings(16, 128))
+    with pytest.raises(UserError, match="10 images for graphs of 16"):
+        matching_accuracy(embeddings(10), embeddings(10))
+
+
+def test_lazy_exports() -> None:
+    import lvmmed_monai.losses as losses
+
+    assert losses.GraphMatchingLoss is GraphMatchingLoss
+    assert "VoCoLoss" in dir(losses)
+    with pytest.raises(AttributeError):
+        losses.NoSuchLoss  # noqa: B018
