@@ -111,7 +111,8 @@ def output_folder(path: str | os.PathLike[str], *, need_bytes: int = 0) -> Path:
             pass
     except OSError as error:
         raise UserError(
-            f"the output folder cannot be written to ({error.strerror}); {folder}; choose another folder or its permissions"
+            f"the output folder cannot be written to ({error.strerror}); {folder}; "
+            "choose another folder or change its permissions"
         ) from None
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
@@ -128,7 +129,8 @@ def storage_error(error: BaseException | None) -> UserError | None:
         if isinstance(error, OSError) and error.errno in _STORAGE_ERRNO:
             where = error.filename or "the output folder"
             return UserError(
-                f"writing failed ({error.strerror}); {where}; free some space or choose a writable folder, then run again"
+                f"writing failed ({error.strerror}); {where}; "
+                "free some space or choose a writable folder, then run again"
             )
         error = error.__cause__ or error.__context__
     return None

@@ -8,7 +8,13 @@ import warnings
 __all__ = ["configure_logging"]
 
 # Each of these repeats one harmless notice at every file or every configuration that is read.
-_CHATTER = ("monai.data.nvimgcodec_pydicom_plugin", "monai.bundle.config_parser", "nibabel.global", "highdicom", "pydicom")
+_CHATTER = (
+    "monai.data.nvimgcodec_pydicom_plugin",
+    "monai.bundle.config_parser",
+    "nibabel.global",
+    "highdicom",
+    "pydicom",
+)
 
 
 def configure_logging(*, quiet: bool = False, debug: bool = False) -> None:

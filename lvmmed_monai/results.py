@@ -3,7 +3,7 @@
     format, kind, name        kind is one of KINDS; name says what ran (a bundle's name)
     created, command, seed    ISO 8601 time (UTC), the command line, the seed
     environment               versions, platform, device, threads, commit
-    data                      datalists: [{name, sha256, counts}], encoder: provenance of the weights started from, or null
+    data                      datalists: [{name, sha256, counts}], encoder: provenance of the first weights, or null
     cases                     [{case, metrics: {name: number | null}, preview: relative path of a PNG (optional)}]
     metrics                   {name: {value, n, interval: [low, high] | null, higher_is_better}}
     curves                    {name: [[step, value], ...]}
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -28,11 +29,31 @@ from typing import Any
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import read_json, write_json
 
-__all__ = ["FORMAT", "KINDS", "environment", "new_results", "peak_memory_mb", "read_results", "validate_results", "write_results"]
+__all__ = [
+    "FORMAT",
+    "KINDS",
+    "environment",
+    "new_results",
+    "peak_memory_mb",
+    "read_results",
+    "validate_results",
+    "write_results",
+]
 
 FORMAT = "lvmmed-results/1"
 KINDS = ("pretraining", "training", "evaluation", "inference", "benchmark")
-_PACKAGES = ("lvmmed-monai", "torch", "monai", "pytorch-ignite", "numpy", "scipy", "numba", "nibabel", "pydicom", "highdicom")
+_PACKAGES = (
+    "lvmmed-monai",
+    "torch",
+    "monai",
+    "pytorch-ignite",
+    "numpy",
+    "scipy",
+    "numba",
+    "nibabel",
+    "pydicom",
+    "highdicom",
+)
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "name": str,
@@ -63,6 +84,13 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None
 
 
+def _command() -> str:
+    """This process's command line, as one can type it again."""
+    module = sys.modules["__main__"].__spec__
+    words = ["python", "-m", module.name.removesuffix(".__main__")] if module else [Path(sys.argv[0]).name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Versions, platform, device and commit of this run."""
     return {
@@ -90,7 +118,7 @@ def new_results(kind: str, name: str, *, seed: int | None, device: str = "cpu") 
         "kind": kind,
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "seed": seed,
         "environment": environment(device),
         "data": {"datalists": [], "encoder": None},
@@ -110,13 +138,28 @@ def _metric_problems(name: str, metric: Any) -> list[str]:
     if not isinstance(metric, dict) or not {"value", "n", "interval", "higher_is_better"} <= metric.keys():
         return [f"metrics.{name}: expected value, n, interval and higher_is_better"]
     interval = metric["interval"]
-    ordered = interval is None or (
-        isinstance(interval, list) and len(interval) == 2 and all(map(_is_number_or_null, interval)) and interval[0] <= interval[1]
-    )
+    pair = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number_or_null, interval))
+    ordered = interval is None or (pair and interval[0] <= interval[1])
     problems = [] if ordered else [f"metrics.{name}.interval: expected null or [low, high], got {interval!r}"]
     if not _is_number_or_null(metric["value"]):
         problems.append(f"metrics.{name}.value: expected a finite number or null, got {metric['value']!r}")
     return problems
+
+
+def _case_problems(case: Any) -> list[str]:
+    described = isinstance(case, dict) and isinstance(case.get("case"), str) and isinstance(case.get("metrics"), dict)
+    if not described:
+        return [f"cases: expected {{case, metrics}}, got {case!r}"]
+    if not all(map(_is_number_or_null, case["metrics"].values())):
+        return [f"cases.{case['case']}: metrics must be finite numbers or null"]
+    return []
+
+
+def _curve_problems(name: str, curve: Any) -> list[str]:
+    points = [isinstance(point, list | tuple) and len(point) == 2 for point in curve]
+    if all(points) and all(_is_number_or_null(value) for point in curve for value in point):
+        return []
+    return [f"curves.{name}: expected [[step, value], ...] of finite numbers"]
 
 
 def validate_results(record: Any) -> list[str]:
@@ -134,17 +177,9 @@ def validate_results(record: Any) -> list[str]:
         return problems
     if record["kind"] not in KINDS:
         problems.append(f"kind: expected one of {', '.join(KINDS)}, got {record['kind']!r}")
-    for name, metric in record["metrics"].items():
-        problems += _metric_problems(name, metric)
-    for case in record["cases"]:
-        if not isinstance(case, dict) or not isinstance(case.get("case"), str) or not isinstance(case.get("metrics"), dict):
-            problems.append(f"cases: expected {{case, metrics}}, got {case!r}")
-        elif not all(map(_is_number_or_null, case["metrics"].values())):
-            problems.append(f"cases.{case['case']}: metrics must be finite numbers or null")
-    for name, curve in record["curves"].items():
-        if not all(isinstance(point, list | tuple) and len(point) == 2 and all(map(_is_number_or_null, point)) for point in curve):
-            problems.append(f"curves.{name}: expected [[step, value], ...] of finite numbers")
-    return problems
+    problems += [problem for name, metric in record["metrics"].items() for problem in _metric_problems(name, metric)]
+    problems += [problem for case in record["cases"] for problem in _case_problems(case)]
+    return problems + [problem for name, curve in record["curves"].items() for problem in _curve_problems(name, curve)]
 
 
 def write_results(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
