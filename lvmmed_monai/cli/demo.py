@@ -26,46 +26,55 @@ PRETRAIN_2D: dict[str, Any] = {
     "image_size": 64,
     "batch_size": 64,
     "learning_rate": 3e-3,
-    "max_epochs": 5,
-    "epoch_length": 80,
-    "monitor_interval": 100,
+    "max_epochs": 4,
+    "epoch_length": 60,
+    "monitor_interval": 60,
 }
 PRETRAIN_3D: dict[str, Any] = {
     "encoder_name": "segresnet_tiny",
-    "spacing": [4, 4, 4],
+    "spacing": [5, 5, 5],
     "grid": [3, 3],
-    "crop_size": 24,
+    "crop_size": 16,
     "batch_size": 4,
     "learning_rate": 1e-3,
     "max_epochs": 5,
     "epoch_length": 100,
-    "monitor_interval": 100,
+    "monitor_interval": 250,
 }
 # A user's own studies: finer voxels than those of the generated ones.
-PRETRAIN_3D_DICOM = {**PRETRAIN_3D, "spacing": [2, 2, 2]}
+PRETRAIN_3D_DICOM = {**PRETRAIN_3D, "spacing": [2, 2, 2], "crop_size": 24}
 
 SEGMENT_2D_NETWORK: dict[str, Any] = {
     "encoder_name": PRETRAIN_2D["encoder_name"],
     "encoder_options": PRETRAIN_2D["encoder_options"],
+    "decoder_channels": [64, 32, 16, 16, 8],
     "roi_size": [96, 96],
 }
-SEGMENT_2D_TRAINING: dict[str, Any] = {"batch_size": 4, "num_samples": 8, "max_epochs": 40, "val_interval": 10}
+# Few steps and organs of 1 % of the voxels: a high rate, and a loss in which small classes count more.
+SEGMENT_2D_TRAINING: dict[str, Any] = {
+    "batch_size": 4,
+    "num_samples": 8,
+    "learning_rate": 0.01,
+    "class_balance": 0.5,
+    "max_epochs": 26,
+    "val_interval": 13,
+}
 
 SEGMENT_3D_NETWORK: dict[str, Any] = {
     "encoder_name": PRETRAIN_3D["encoder_name"],
+    "decoder_channels": [32, 16, 8],
     "spacing": PRETRAIN_3D["spacing"],
-    "roi_size": [64, 64, 64],
+    "roi_size": [64, 64, 40],
 }
 SEGMENT_3D_TRAINING: dict[str, Any] = {
-    "batch_size": 2,
-    "num_samples": 2,
-    "learning_rate": 3e-3,
-    "max_epochs": 25,
-    "val_interval": 5,
+    "batch_size": 1,
+    "num_samples": 1,
+    "learning_rate": 0.01,
+    "class_balance": 0.5,
+    "max_epochs": 8,
+    "val_interval": 4,
 }
 
-# Images that LVM-Med matches with each other: a batch is made of whole groups.
-GROUP = 16
 NEEDED_BYTES = 2_000_000_000
 VOLUME_MODALITIES = ("CT", "MR", "PET")
 # ---------------------------------------------------------------------------------------------------------------
