@@ -28,6 +28,8 @@ __all__ = [
 
 # What the system answers when a file cannot grow: disk full, quota, file size limit, read-only, no permission.
 _STORAGE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+# torch.save and numpy.save say it in their own words, without a number.
+_STORAGE_WORDS = ("file write failed", "inline_container.cc", "requested and")
 
 
 @contextmanager
@@ -126,11 +128,19 @@ def output_folder(path: str | os.PathLike[str], *, need_bytes: int = 0) -> Path:
 def storage_error(error: BaseException | None) -> UserError | None:
     """A `UserError` for a failed write (disk full, no permission) behind ``error``, or None if it was none."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _STORAGE_ERRNO:
-            where = error.filename or "the output folder"
+        reason = _storage_reason(error)
+        if reason is not None:
+            where = getattr(error, "filename", None) or "the output folder"
             return UserError(
-                f"writing failed ({error.strerror}); {where}; "
-                "free some space or choose a writable folder, then run again"
+                f"writing failed ({reason}); {where}; free some space or choose a writable folder, then run again"
             )
         error = error.__cause__ or error.__context__
+    return None
+
+
+def _storage_reason(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNO:
+        return error.strerror
+    if isinstance(error, OSError | RuntimeError) and any(words in str(error) for words in _STORAGE_WORDS):
+        return "the file could not be written whole"
     return None

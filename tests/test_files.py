@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import (
@@ -115,6 +119,17 @@ class TestStorageError:
         found = storage_error(outer)
         assert isinstance(found, UserError)
         assert "No space left" in str(found)
+
+    @pytest.mark.parametrize("write", [lambda path, array: torch.save(torch.as_tensor(array), path), np.save])
+    def test_writers_that_name_no_number(self, write: Callable[..., None], tmp_path: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        try:
+            with pytest.raises((OSError, RuntimeError)) as failure:
+                write(tmp_path / "a.npy", np.zeros(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert isinstance(storage_error(failure.value), UserError)
 
     @pytest.mark.parametrize("error", [None, ValueError("x"), OSError(errno.ENOENT, "no such file")])
     def test_other_errors(self, error: BaseException | None) -> None:

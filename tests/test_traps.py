@@ -19,7 +19,7 @@ from PIL import Image
 from lvmmed_monai.cli._bundle_files import bundle_folders
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.metrics import dice_per_class
-from lvmmed_monai.transforms import SaveMaskd
+from lvmmed_monai.transforms import SaveImageMaskd
 
 FOLDERS = bundle_folders()
 SEGMENTATION = [folder for folder in FOLDERS if "segmentation" in folder.name]
@@ -135,7 +135,7 @@ def test_prediction_that_was_not_inverted_is_refused(folder: Path, volume: dict[
     data = config.get_parsed_content("preprocessing")({"image": volume["image"]})
     data["pred"] = data["image"][:1] > 2
     with pytest.raises(UserError, match="put Invertd"):
-        SaveMaskd("pred", tmp_path / "out")(data)
+        SaveImageMaskd("pred", tmp_path / "out")(data)
 
 
 @pytest.mark.parametrize("folder", SEGMENTATION, ids=ids)
@@ -150,7 +150,7 @@ def test_inversion_uses_the_transforms_that_were_applied(folder: Path, config: s
 
 def test_saving_without_metadata_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lost its metadata"):
-        SaveMaskd("pred", tmp_path)({"pred": torch.zeros(1, 3, 3, 3)})
+        SaveImageMaskd("pred", tmp_path)({"pred": torch.zeros(1, 3, 3, 3)})
 
 
 @pytest.mark.parametrize("folder", SEGMENTATION, ids=ids)
@@ -159,7 +159,9 @@ def test_inverted_labels_are_whole_numbers(folder: Path, volume: dict[str, str])
     preprocessing = config.get_parsed_content("preprocessing")
     data = preprocessing({"image": volume["image"]})
     data["pred"] = torch.cat([data["image"][:1], 1 - data["image"][:1]])
-    steps = [one for one in config.get_parsed_content("postprocessing").transforms if not isinstance(one, SaveMaskd)]
+    steps = [
+        one for one in config.get_parsed_content("postprocessing").transforms if not isinstance(one, SaveImageMaskd)
+    ]
     result = Compose(steps)(data)["pred"]
     assert any(isinstance(one, Invertd) for one in steps)
     assert result.shape == (1, 36, 34, 12)

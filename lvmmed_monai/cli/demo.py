@@ -56,25 +56,26 @@ SEGMENT_2D_TRAINING: dict[str, Any] = {
     "num_samples": 8,
     "learning_rate": 0.01,
     "class_balance": 0.5,
-    "max_epochs": 26,
-    "val_interval": 13,
+    "max_epochs": 34,
+    "val_interval": 17,
 }
 
 SEGMENT_3D_NETWORK: dict[str, Any] = {
     "encoder_name": PRETRAIN_3D["encoder_name"],
     "decoder_channels": [32, 16, 8],
     "spacing": PRETRAIN_3D["spacing"],
-    "roi_size": [64, 64, 40],
+    "roi_size": [48, 48, 32],
 }
 SEGMENT_3D_TRAINING: dict[str, Any] = {
     "batch_size": 1,
     "num_samples": 1,
     "learning_rate": 0.01,
     "class_balance": 0.5,
-    "max_epochs": 8,
-    "val_interval": 4,
+    "max_epochs": 18,
+    "val_interval": 9,
 }
 
+GROUP = 16  # images matched with each other; a batch of pre-training in 2D is a multiple
 NEEDED_BYTES = 2_000_000_000
 VOLUME_MODALITIES = ("CT", "MR", "PET")
 # ---------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__all__ = ["GraphMatchingLoss", "VoCoLoss", "matching_accuracy", "position_loss"]
+__all__ = ["BalancedDiceCELoss", "GraphMatchingLoss", "VoCoLoss", "matching_accuracy", "position_loss"]
 
 _MODULES = {
+    "BalancedDiceCELoss": "segmentation",
     "GraphMatchingLoss": "graph_matching",
     "matching_accuracy": "graph_matching",
     "VoCoLoss": "volume_contrast",

@@ -14,7 +14,7 @@ _EXPORTS = {
     "RepeatGreyd": "slices",
     "SaveDicomSegd": "dicom_output",
     "SaveEmbeddingd": "embeddings",
-    "SaveMaskd": "saving",
+    "SaveImageMaskd": "saving",
     "ScaleIntensityByModalityd": "intensity",
     "SpacingIgnoringSiblingsd": "spacing",
     "ToSlices": "slices",

@@ -15,7 +15,7 @@ from monai.transforms import SaveImaged
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import atomic_path
 
-__all__ = ["PICTURE_SUFFIXES", "OneNamePerSource", "SaveMaskd", "source_stem"]
+__all__ = ["PICTURE_SUFFIXES", "OneNamePerSource", "SaveImageMaskd", "source_stem"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -63,11 +63,11 @@ def _check_grid(mask: MetaTensor, picture: bool, stem: str) -> None:
     if [side for side in mask.shape[1:] if side != 1] != [side for side in expected if side != 1]:
         raise UserError(
             f"the prediction has shape {tuple(mask.shape[1:])}, its image {tuple(expected)}; {stem}; "
-            "put Invertd with the preprocessing before SaveMaskd"
+            "put Invertd with the preprocessing before SaveImageMaskd"
         )
 
 
-class SaveMaskd(SaveImaged):
+class SaveImageMaskd(SaveImaged):
     """Write label maps as uint8 under ``<output_dir>/<stem>_<postfix>``: NIfTI, or PNG where the image was a picture.
 
     The files are written beside their place and renamed. Shape and affine are those of the prediction, which Invertd
@@ -114,7 +114,7 @@ class SaveMaskd(SaveImaged):
         if array.shape[0] != 1 or array.min() < 0 or array.max() > 255:
             raise UserError(
                 f"a label map must have one channel and values 0 to 255, got shape {array.shape} and values "
-                f"{array.min():g} to {array.max():g}; {stem}; put AsDiscreted(argmax) before SaveMaskd"
+                f"{array.min():g} to {array.max():g}; {stem}; put AsDiscreted(argmax) before SaveImageMaskd"
             )
         picture = Path(mask.meta["filename_or_obj"]).suffix.lower() in PICTURE_SUFFIXES
         _check_grid(mask, picture, stem)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_material import NAMES, PRETRAINING, SEGMENTATION, SHIPPED, small
 from monai.bundle import ConfigParser, ckpt_export, create_workflow, verify_net_in_out
 from monai.bundle import run as run_bundle
 from monai.transforms import Invertd, LoadImaged, SaveImaged
 
-from lvmmed_monai.cli._bundle_files import bundle_folders, bundles_root, copy_bundle, generated_configs
+from lvmmed_monai.cli._bundle_files import bundles_root, copy_bundle, generated_configs
 from lvmmed_monai.errors import UserError, user_error_in
 from lvmmed_monai.results import read_results
 
-SHIPPED = {folder.name: folder for folder in bundle_folders()}
-NAMES = sorted(SHIPPED)
-SEGMENTATION = [name for name in NAMES if "segmentation" in name]
-PRETRAINING = [name for name in NAMES if "pretrain" in name]
 SCHEMA = json.loads(Path(__file__).with_name("metadata_schema.json").read_text())
 TASK_WORDS = ("segmentation", "detection", "classification", "deepedit", "deepgrow", "pretrain")
 HEADINGS = (
@@ -43,65 +41,6 @@ HEADINGS = (
     "Citation",
     "References",
 )
-SHAPE = (40, 36, 10)
-AFFINE = np.array([[-4.5, 0, 0, 80.5], [0, -4.5, 0, 70.25], [0, 0, 9, -33], [0, 0, 0, 1]])
-
-
-# -- material -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _root_logger() -> Iterator[None]:
-    """A bundle's logging.conf replaces the handlers of the root logger; other tests want theirs back."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
-def _volume(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A body of fat in air with seven spheres, one for each class."""
-    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side) for side in SHAPE], indexing="ij"))
-    label = np.zeros(SHAPE, np.uint8)
-    image = np.where(grid[0] ** 2 + grid[1] ** 2 < 0.8, -50.0, -1000.0)
-    for number, hu in enumerate((-800, 60, 120, 180, 175, 600, 20), start=1):
-        angle = 2 * np.pi * number / 7 + random.normal() * 0.1
-        centre = (0.55 * np.cos(angle), 0.55 * np.sin(angle), 0.0)
-        inside = sum((axis - place) ** 2 for axis, place in zip(grid, centre, strict=True)) < 0.24**2
-        label[inside], image[inside] = number, hu
-    return (image + random.normal(size=SHAPE) * 20).astype(np.int16), label
-
-
-@pytest.fixture(scope="session")
-def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small CT volumes with the labels of the generated torso."""
-    folder = tmp_path_factory.mktemp("bundle_data")
-    random = np.random.default_rng(0)
-    labels = json.loads((SHIPPED[SEGMENTATION[0]] / "configs" / "train.json").read_text())["labels"]
-    content: dict[str, Any] = {
-        "format": "lvmmed-datalist/1",
-        "name": "spheres",
-        "task": "segmentation",
-        "modality": "CT",
-        "labels": labels,
-        "flip_safe": False,
-    }
-    for section, count in (("training", 4), ("validation", 2), ("test", 2)):
-        content[section] = []
-        for number in range(count):
-            image, label = _volume(random)
-            name = f"{section}{number}.nii.gz"
-            nib.save(nib.Nifti1Image(image, AFFINE), folder / name)
-            nib.save(nib.Nifti1Image(label, AFFINE), folder / f"label_{name}")
-            content[section].append({"image": name, "label": f"label_{name}", "subject": name})
-    (folder / "datalist.json").write_text(json.dumps(content))
-    return folder / "datalist.json"
-
-
-def small(name: str, config: str) -> dict[str, Any]:
-    """Settings that make a bundle run within a second."""
-    smoke = json.loads((SHIPPED[name] / "params.json").read_text())["smoke"]
-    return {**smoke["all"], **({} if config == "inference" else smoke["train"])}
 
 
 def config_files(bundle: Path, config: str) -> list[str]:
@@ -458,3 +397,42 @@ def test_two_processes(name: str, datalist: Path, tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr[-3000:]
     assert (bundle / "models" / "model.pt").is_file()
     assert read_results(bundle / "output" / "train" / "results.json")["curves"]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_killed_pretraining_ends_like_an_uninterrupted_one(name: str, datalist: Path, tmp_path: Path) -> None:
+    settings = {**small(name, "train"), "datalist": datalist, "device": "$torch.device('cpu')", "amp": False}
+    settings |= {"max_epochs": 3, "epoch_length": 10, "checkpoint_interval": 4, "held_out": None}
+
+    def start(bundle: Path) -> subprocess.Popen[str]:
+        words = [
+            f"{key}={json.dumps(value) if not isinstance(value, Path) else value}" for key, value in settings.items()
+        ]
+        command = [sys.executable, "-m", "lvmmed_monai", "run", str(bundle), "train", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with (tmp_path / "log").open("a") as log:
+            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, text=True)
+
+    whole, cut = (copy_bundle(name, tmp_path / folder) for folder in ("whole", "cut"))
+    assert start(whole).wait(300) == 0, (tmp_path / "log").read_text()
+
+    checkpoint = cut / "output" / "train" / "checkpoint.pt"
+    process = start(cut)
+    while not checkpoint.exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    step = torch.load(checkpoint, weights_only=True)["state"]["step"]
+    assert 0 < step < 30
+    assert step % 10 != 0
+    assert not (cut / "models" / "encoder.pt").exists()
+
+    assert start(cut).wait(300) == 0, (tmp_path / "log").read_text()
+    assert f"resuming at step {step} of 30" in (tmp_path / "log").read_text()
+    for file in ("encoder.pt", "model.pt"):
+        expected, found = (torch.load(bundle / "models" / file, weights_only=True) for bundle in (whole, cut))
+        expected, found = (content.get("state_dict", content) for content in (expected, found))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(value, found[key]) for key, value in expected.items())

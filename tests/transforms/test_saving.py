@@ -13,7 +13,7 @@ from PIL import Image
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.transforms.embeddings import SaveEmbeddingd
-from lvmmed_monai.transforms.saving import SaveMaskd, source_stem
+from lvmmed_monai.transforms.saving import SaveImageMaskd, source_stem
 
 
 def prediction(array: np.ndarray, name: str, affine: np.ndarray | None = None) -> MetaTensor:
@@ -31,7 +31,7 @@ def test_source_stem(name: str, stem: str) -> None:
 def test_volume_is_written_on_its_grid(tmp_path: Path) -> None:
     affine = np.array([[0, -1.25, 0, 3], [0.7, 0, 0.1, -7], [0, 0, 5, 99.5], [0, 0, 0, 1]])
     mask = np.random.default_rng(0).integers(0, 8, (1, 5, 6, 7)).astype(np.float32)
-    SaveMaskd("pred", tmp_path / "out")({"pred": prediction(mask, "images/case.nii.gz", affine)})
+    SaveImageMaskd("pred", tmp_path / "out")({"pred": prediction(mask, "images/case.nii.gz", affine)})
     written = nib.load(tmp_path / "out" / "case_seg.nii.gz")
     assert written.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(written.dataobj), mask[0])
@@ -41,12 +41,12 @@ def test_volume_is_written_on_its_grid(tmp_path: Path) -> None:
 
 def test_picture_gets_a_png_with_the_same_rows_and_columns(tmp_path: Path) -> None:
     mask = np.array([[[0, 1, 2], [3, 0, 1]]], dtype=np.int64)
-    SaveMaskd("pred", tmp_path)({"pred": prediction(mask, "a.jpg")})
+    SaveImageMaskd("pred", tmp_path)({"pred": prediction(mask, "a.jpg")})
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a_seg.png")), mask[0])
 
 
 def test_equal_names_from_two_folders_are_refused(tmp_path: Path) -> None:
-    save = SaveMaskd("pred", tmp_path)
+    save = SaveImageMaskd("pred", tmp_path)
     mask = np.zeros((1, 2, 2, 2), np.uint8)
     save({"pred": prediction(mask, "one/a.nii.gz")})
     save({"pred": prediction(mask, "one/a.nii.gz")})
@@ -57,14 +57,14 @@ def test_equal_names_from_two_folders_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("array", [np.zeros((2, 3, 3)), np.full((1, 3, 3), 256), np.full((1, 3, 3), -1)])
 def test_what_is_no_label_map_is_refused(tmp_path: Path, array: np.ndarray) -> None:
     with pytest.raises(UserError, match="one channel and values 0 to 255"):
-        SaveMaskd("pred", tmp_path)({"pred": prediction(array, "a.png")})
+        SaveImageMaskd("pred", tmp_path)({"pred": prediction(array, "a.png")})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "stored"), [("a.nii.gz", [4, 6, 5]), ("a.png", [6, 4])], ids=["volume", "picture"])
 def test_prediction_that_was_not_inverted_is_refused(tmp_path: Path, name: str, stored: list[int]) -> None:
     shape = stored[::-1] if name.endswith("png") else stored
-    save = SaveMaskd("pred", tmp_path)
+    save = SaveImageMaskd("pred", tmp_path)
     mask = prediction(np.zeros((1, *shape), np.uint8), name)
     mask.meta["spatial_shape"] = np.asarray(stored)
     save({"pred": mask})
@@ -76,7 +76,7 @@ def test_prediction_that_was_not_inverted_is_refused(tmp_path: Path, name: str, 
 
 def test_prediction_without_metadata_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lost its metadata"):
-        SaveMaskd("pred", tmp_path)({"pred": torch.zeros(1, 2, 2)})
+        SaveImageMaskd("pred", tmp_path)({"pred": torch.zeros(1, 2, 2)})
 
 
 def test_embedding_file(tmp_path: Path) -> None:
