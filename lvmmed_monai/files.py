@@ -119,7 +119,7 @@ def output_folder(path: str | os.PathLike[str], *, need_bytes: int = 0) -> Path:
     free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise UserError(
-            f"too little disk space: {need_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; {folder}; "
+            f"too little disk space: {need_bytes / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free; {folder}; "
             "free some space or choose another folder"
         )
     return folder
