@@ -97,7 +97,7 @@ def test_too_little_disk_is_said_before_anything_is_done(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9, total=10**10, used=0))
     assert execute(["demo", "--out", str(tmp_path / "demo")]) == 2
-    assert "2.00 GB needed, 1.00 GB free" in capsys.readouterr().err
+    assert "2,000.0 MB needed, 1,000.0 MB free" in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
