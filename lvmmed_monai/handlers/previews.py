@@ -66,11 +66,14 @@ def _upright(array: NDArray[Any], image: MetaTensor) -> tuple[NDArray[Any], tupl
 
 
 def _slice_number(label: NDArray[np.int64], pred: NDArray[np.int64]) -> int:
-    """The slice along the last axis with most labelled voxels; without a label most predicted; else the middle."""
+    """The slice along the last axis that shows most of all classes together; without a label, of the predicted ones.
+
+    Each class counts by its share of what the best slice has of it; else the largest structure would choose alone.
+    """
     for mask in (label, pred):
-        counts = (mask > 0).sum(axis=(0, 1))
-        if counts.max() > 0:
-            return int(counts.argmax())
+        counts = np.stack([(mask == number).sum(axis=(0, 1)) for number in np.unique(mask[mask > 0])] or [[0]])
+        if counts.any():
+            return int((counts / counts.max(axis=1, keepdims=True)).sum(axis=0).argmax())
     return label.shape[2] // 2
 
 
@@ -109,7 +112,7 @@ def _caption(width: int, labels: Mapping[str, str], shown: list[int]) -> NDArray
 def draw_preview(
     image: MetaTensor, label: torch.Tensor, pred: torch.Tensor, labels: Mapping[str, str]
 ) -> NDArray[np.uint8]:
-    """A picture (rows, columns, 3) of the slice with most foreground: label on the left, prediction on the right.
+    """A picture (rows, columns, 3) of the slice that shows most: label on the left, prediction on the right.
 
     Args:
         image: ``(C, *spatial)`` with metadata; of three channels in 2D the colours are shown, else the first channel.

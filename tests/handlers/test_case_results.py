@@ -142,6 +142,15 @@ def coloured(picture: np.ndarray, number: int) -> np.ndarray:
 
 
 class TestPreviews:
+    def test_slice_shows_every_structure_not_only_the_largest(self) -> None:
+        label = torch.zeros(12, 12, 4)
+        label[:, :, 1] = 1
+        label[:9, :, 2] = 1
+        label[10:, 4:8, 2] = 2
+        image = MetaTensor(torch.rand(1, 12, 12, 4), affine=torch.eye(4))
+        picture = draw_preview(image, label.long(), torch.zeros_like(label), LABELS)
+        assert coloured(picture[:320], 2).any()
+
     def test_label_left_prediction_right_each_class_in_its_colour(
         self, tmp_path: Path, volumes: list[dict[str, str]]
     ) -> None:
