@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, Flipd, Invertd, LoadImaged, Spacingd
 from PIL import Image
