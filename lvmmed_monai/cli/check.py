@@ -41,9 +41,9 @@ def check(
     """
     import json as json_format
 
-    from lvmmed_monai.cli._progress import track
     from lvmmed_monai.data.check import check_datalist
     from lvmmed_monai.errors import DataError
+    from lvmmed_monai.log import track
 
     report = check_datalist(datalist, track=lambda rows: track(rows, "checking", quiet=quiet or json))
     if json:

@@ -74,10 +74,10 @@ def _ingest_dicom(
     from dataclasses import asdict
     from functools import partial
 
-    from lvmmed_monai.cli._progress import track
     from lvmmed_monai.errors import UserError
     from lvmmed_monai.files import read_json
     from lvmmed_monai.ingest.pipeline import ingest as run_ingest
+    from lvmmed_monai.log import track
 
     if src is None:
         raise UserError("the source folder is missing; the command line; write: lvmmed ingest FOLDER --out FOLDER")

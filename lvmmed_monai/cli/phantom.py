@@ -28,7 +28,7 @@ def phantom(
     """
     import json
 
-    from lvmmed_monai.cli._progress import track
+    from lvmmed_monai.log import track
     from lvmmed_monai.phantom import generate_studies
 
     studies = generate_studies(out, kind, subjects, seed, size, slice_mm=slice_mm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def run(
     command = bundle_command(folder, files, settings, processes)
     if not quiet:
         print(shlex.join(command), flush=True)
+    # MONAI shows with tqdm how far a data set is loaded.
+    os.environ.setdefault(*(("TQDM_DISABLE", "1") if quiet else ("TQDM_MININTERVAL", "2")))
     if processes > 1:
         raise typer.Exit(subprocess.run([sys.executable, *command[1:]]).returncode)
     _run_here(folder, files, settings, quiet)

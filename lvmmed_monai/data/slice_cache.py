@@ -28,6 +28,7 @@ from torch.nn import functional
 from lvmmed_monai.data.images import is_image, spatial_shape
 from lvmmed_monai.errors import DataError, UserError
 from lvmmed_monai.files import output_folder, read_json, sha256_json, write_json
+from lvmmed_monai.log import track
 
 __all__ = ["SliceCache", "SliceEntry"]
 
@@ -152,7 +153,7 @@ class SliceCache:
         # Some room is kept free; a partial file already occupies its part of the estimate.
         output_folder(self.path.parent, need_bytes=max(0, int(1.1 * expected) - offset))
         with partial.open("ab") as pixels, journal.open("a", encoding="utf-8") as lines:
-            for number in range(len(finished), len(self.items)):
+            for number in track(range(len(finished), len(self.items)), "slice cache"):
                 record = self._add(number, prepare, pixels, offset)
                 offset = record["end"]
                 pixels.flush()

@@ -14,7 +14,6 @@ again and its old array removed, and an interrupted build goes on where it stopp
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from numpy.typing import NDArray
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import atomic_path, output_folder, sha256_json
+from lvmmed_monai.log import track
 
 __all__ = ["VolumeCache", "foreground_box"]
 
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
 # Between two lines of progress while volumes are prepared.
-_TELL_SECONDS = 20.0
 _DTYPES = {"uint8": np.uint8, "float16": np.float16}
 
 
@@ -100,13 +99,8 @@ class VolumeCache:
         )
 
     def _build_all(self, prepare: Callable[..., NDArray[np.floating]]) -> list[Path]:
-        paths, told = [], time.monotonic()
-        for index, item in enumerate(self.items):
-            paths.append(self._build(index, item, prepare))
-            if time.monotonic() - told > _TELL_SECONDS:
-                told = time.monotonic()
-                _LOG.info("volume cache: %d of %d volumes", index + 1, len(self.items))
-        return paths
+        items = track(list(enumerate(self.items)), "volume cache")
+        return [self._build(index, item, prepare) for index, item in items]
 
     def _build(self, index: int, item: Mapping[str, Any], prepare: Callable[..., NDArray[np.floating]]) -> Path:
         files = _image_files(item)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import pytest
 
-from lvmmed_monai.cli import _progress
-from lvmmed_monai.cli._progress import track
+from lvmmed_monai import log
+from lvmmed_monai.log import track
+
+
+@pytest.fixture(autouse=True)
+def _informed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
 
 
 def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 3))
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(log.time, "monotonic", lambda: float(next(clock)))
     assert list(track(range(4), "reading")) == [0, 1, 2, 3]
     written = capsys.readouterr()
     assert written.out == ""
@@ -24,13 +30,21 @@ def test_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 
 def test_an_iterator_without_length(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(log, "SECONDS_BETWEEN_LINES", 0.0)
     assert list(track(iter("ab"), "reading")) == ["a", "b"]
     assert capsys.readouterr().err.startswith("reading: 1, 0 s")
 
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track([1, 2], "reading", quiet=True)) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_where_information_is_not_logged(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    assert list(track([1, 2], "reading")) == [1, 2]
     assert capsys.readouterr().err == ""
 
 
