@@ -40,7 +40,7 @@ VERBS = {
 
 # A DataLoader worker hands its exception over as text: the sentence stands on the last line of the quoted traceback.
 _WORKER_SENTENCE = re.compile(r"lvmmed_monai\.errors\.(UserError|DataError): (?P<sentence>[^\n]+)")
-_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "could not create a memory")
 _LONGEST_MESSAGE = 400
 
 

@@ -14,13 +14,13 @@ from typing import Annotated
 import typer
 
 from lvmmed_monai import __version__
+from lvmmed_monai.cli._memory import memory_gb
 
 __all__ = ["Check", "doctor", "examine"]
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 _LEAST_MEMORY_GB = 6.0
 _LEAST_DISK_GB = 2.0
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,8 @@ def _processor() -> Check:
     return Check("cpu", OK if usable >= 2 else NOTE, f"{usable} of {os.cpu_count()} cores usable", remedy)
 
 
-def _memory_gb() -> tuple[float, float] | None:
-    """Total and available memory in GB, the container's limit included; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = {line.split(":")[0]: float(line.split()[1]) * 1024 / 1e9 for line in lines if len(line.split()) > 1}
-    total, available = sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"])
-    for limit in map(Path, _CGROUP_LIMITS):
-        if limit.is_file() and limit.read_text().strip().isdigit():
-            total = min(total, int(limit.read_text()) / 1e9)
-    return total, min(available, total)
-
-
 def _memory() -> Check:
-    sizes = _memory_gb()
+    sizes = memory_gb()
     if sizes is None:
         return Check("memory", NOTE, "this system does not say how much")
     total, available = sizes

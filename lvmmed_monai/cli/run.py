@@ -54,9 +54,11 @@ def run(
 
 def _run_here(folder: Path, files: list[Path], settings: dict[str, Any], quiet: bool) -> None:
     from lvmmed_monai.cli import debug_requested
+    from lvmmed_monai.cli._memory import limit_memory
     from lvmmed_monai.log import configure_logging
 
     configure_logging(quiet=quiet, debug=debug_requested())
+    limit_memory()
     from monai.bundle import run as run_bundle
 
     if not debug_requested():

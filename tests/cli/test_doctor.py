@@ -44,7 +44,7 @@ def test_a_missing_part_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_little_memory_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "_memory_gb", lambda: (8.0, 2.0))
+    monkeypatch.setattr(doctor_module, "memory_gb", lambda: (8.0, 2.0))
     assert doctor_module._memory().status == "note"
-    monkeypatch.setattr(doctor_module, "_memory_gb", lambda: None)
+    monkeypatch.setattr(doctor_module, "memory_gb", lambda: None)
     assert "does not say" in doctor_module._memory().found
