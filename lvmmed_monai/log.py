@@ -11,6 +11,8 @@ from typing import TypeVar
 
 __all__ = ["configure_logging", "track"]
 
+_LOG = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -40,7 +42,7 @@ def configure_logging(*, quiet: bool = False, debug: bool = False) -> None:
 def track(iterable: Iterable[Item], description: str, total: int | None = None, quiet: bool = False) -> Iterator[Item]:
     """Yield from ``iterable`` and show how far it is: a bar with the time left on a terminal, lines elsewhere.
 
-    Both go to stderr; stdout is for results.
+    Both go to stderr in a command; stdout is for results.
 
     Args:
         iterable: what is worked through.
@@ -48,7 +50,7 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None, 
         total: number of items, if ``iterable`` has no length.
         quiet: show nothing; so it is, too, where information is not logged.
     """
-    quiet = quiet or not logging.getLogger(__name__).isEnabledFor(logging.INFO)
+    quiet = quiet or not _LOG.isEnabledFor(logging.INFO)
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if quiet:
@@ -87,8 +89,8 @@ def _lines(iterable: Iterable[Item], description: str, total: int | None) -> Ite
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            print(_line(description, done, total, now - start), file=sys.stderr, flush=True)
-    print(f"{description}: {done} done in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+            _LOG.info(_line(description, done, total, now - start))
+    _LOG.info(f"{description}: {done} done in {time.monotonic() - start:.1f} s")
 
 
 def _line(description: str, done: int, total: int | None, elapsed: float) -> str:
