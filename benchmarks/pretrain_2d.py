@@ -115,16 +115,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 224], help="sides of the views in pixels")
     parser.add_argument("--width", type=int, default=64, help="width of the ResNets")
     parser.add_argument("--preset", choices=["small", "paper"], default="small", help="preset of the loss")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a step, a multiple of 16")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step, a multiple of 16")
     parser.add_argument("--picture-side", type=int, default=256, help="side of the source pictures in pixels")
-    parser.add_argument("--steps", type=int, default=5, help="measured steps, after two for warming up")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps, after two for warming up")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--output", type=Path, default=Path("pretrain_2d.json"), help="results file (JSON)")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure every setting, print the table, write the results file."""
+    """Measure every setting, print the table, write the results file if asked to."""
     arguments = parse(argv)
     logging.basicConfig(level=logging.WARNING)
     results = new_results("benchmark", "pretrain_2d", seed=0, device=arguments.device)
@@ -140,9 +140,10 @@ def main(argv: list[str] | None = None) -> None:
                 higher = name == "images_per_second"
                 results["metrics"][f"{encoder}_{size}_{name}"] = {**metric, "higher_is_better": higher}
     results["peak_memory_mb"] = peak_memory_mb()
-    write_results(arguments.output, results)
     print(table(rows))
-    print(f"{torch.get_num_threads()} threads, batch {arguments.batch_size}; written to {arguments.output}")
+    print(f"{torch.get_num_threads()} threads, batch {arguments.batch_size}")
+    if arguments.out:
+        write_results(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -130,11 +130,11 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="segresnet_tiny")
+    parser.add_argument("--encoder", default="segresnet_tiny", help="3D encoder")
     parser.add_argument("--crop", type=int, default=24, help="edge of a crop in voxels")
     parser.add_argument("--batch", type=int, default=4, help="volumes a step")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=30, help="measured steps, after a few for warming up")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     options = parser.parse_args()
     record = benchmark(options)
