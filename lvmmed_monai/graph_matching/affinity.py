@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["edge_affinity", "global_affinity", "local_affinity"]
+__all__ = ["edge_affinity", "edge_directions", "global_affinity", "local_affinity"]
 
 # Squared length of a difference below this fraction of its ends' squared lengths is rounding error: no direction.
 _NO_DIRECTION = 1e-12
@@ -36,10 +36,11 @@ def edge_affinity(source: Tensor, target: Tensor, source_edges: Tensor, target_e
     Returns:
         (B, E, K) in [-1, 1]; an edge between equal embeddings has cosine 0 with every other.
     """
-    return _directions(source, source_edges) @ _directions(target, target_edges).transpose(1, 2)
+    return edge_directions(source, source_edges) @ edge_directions(target, target_edges).transpose(1, 2)
 
 
-def _directions(z: Tensor, edges: Tensor) -> Tensor:
+def edge_directions(z: Tensor, edges: Tensor) -> Tensor:
+    """Unit differences along edges: (B, N, F) and (B, E, 2) to (B, E, F); 0 where the ends are equal."""
     ends = edges.unsqueeze(-1).expand(-1, -1, -1, z.shape[-1])
     head = z.gather(1, ends[:, :, 0])
     tail = z.gather(1, ends[:, :, 1])

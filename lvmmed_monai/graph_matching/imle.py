@@ -7,38 +7,90 @@ Backward, for an incoming gradient g: d = g / max|g| within each graph, v' = MAP
 
 with w the edge pairs that an assignment uses. The division by max|g|, which the published form lacks, makes the
 gradient of degree 1 in g: loss weights and gradient scaling act as they do elsewhere.
+
+At most 2 N vertex and 2 E edge pairs are touched. With edge features instead of a table the gradient of the features
+is gathered from those pairs alone, and no table of E x F numbers stands in the autograd graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
-from lvmmed_monai.graph_matching.solver import problem_arrays, solve_arrays
+from lvmmed_monai.graph_matching.solver import check_names, on_tensors, solve_tables
 
 __all__ = ["match"]
 
-_Arrays = tuple[np.ndarray, ...]
-
 
 @dataclass(frozen=True)
-class _Solver:
-    """How both solves of a layer are done; called on (vertex, source edges, target edges, edge) arrays."""
+class _Tables:
+    """Affinities without gradient on the device and in the type that the backend works in, and how they are solved."""
 
-    mode: str
-    backend: str
-    seed: int
-    patience: int
+    vertex: Tensor
+    source_edges: Tensor
+    target_edges: Tensor
+    edge: Tensor
+    options: dict[str, Any]
 
-    def __call__(self, arrays: _Arrays, given: np.ndarray | None = None) -> np.ndarray:
-        options: dict[str, Any] = {"mode": self.mode, "backend": self.backend, "seed": self.seed}
-        return solve_arrays(*arrays, **options, patience=self.patience, given=given)
+    @staticmethod
+    def of(problem: GraphMatchingProblem, options: dict[str, Any]) -> _Tables:
+        vertex = problem.vertex_affinity.detach()
+        if options["mode"] == "linear":
+            none = vertex.new_zeros(len(vertex), 0, 2, dtype=torch.int64)
+            tables = _Tables(vertex, none, none, vertex.new_zeros(len(vertex), 0, 0), options)
+        else:
+            with torch.no_grad():
+                table = problem.edge_table().detach()
+            tables = _Tables(vertex, problem.source_edges, problem.target_edges, table, options)
+        return tables if on_tensors(vertex, options["backend"]) else tables._for_compiled()
+
+    def _for_compiled(self) -> _Tables:
+        edges = self.source_edges.cpu(), self.target_edges.cpu()
+        return _Tables(self.vertex.to("cpu", torch.float64), *edges, self.edge.to("cpu", torch.float64), self.options)
+
+    def solve(self, given: Tensor | None = None) -> Tensor:
+        return solve_tables(self.vertex, self.source_edges, self.target_edges, self.edge, given=given, **self.options)
+
+    def perturbed(self, gold: Tensor, noise: tuple[float, float], margin: float) -> _Tables:
+        """Noise and margin added once: both solves see these very numbers."""
+        vertex = self.vertex + _gumbel(self.vertex, noise[0]) if noise[0] else self.vertex
+        edge = self.edge + _gumbel(self.edge, noise[1]) if noise[1] and self.edge.numel() else self.edge
+        return replace(self, vertex=vertex - margin * _matrix(gold, vertex.dtype) if margin else vertex, edge=edge)
+
+    def towards(self, rows: Tensor, direction: Tensor) -> _Tables:
+        """Some problems with their vertex affinities moved against ``direction``."""
+        edges = self.source_edges[rows], self.target_edges[rows]
+        return _Tables(self.vertex[rows] - direction[rows], *edges, self.edge[rows], self.options)
+
+    def target_of_edges(self, assignment: Tensor) -> Tensor:
+        """(B, E): the target edge that each source edge is carried to; -1 where there is none."""
+        batch, nodes = assignment.shape
+        number = torch.full((batch, nodes * nodes), -1, device=assignment.device)
+        code = self.target_edges[..., 0] * nodes + self.target_edges[..., 1]
+        number.scatter_(1, code, torch.arange(code.shape[1], device=code.device).expand_as(code))
+        mapped = assignment.gather(1, self.source_edges.flatten(1)).view_as(self.source_edges)
+        return number.gather(1, mapped[..., 0] * nodes + mapped[..., 1])
+
+    def slack(self, gold: Tensor) -> Tensor:
+        """(B,) bound on what any solution can gain over the true one, per node at which it differs.
+
+        If a solution differs from the truth on the nodes D, only vertices in D and edges touching D change; so its
+        objective exceeds the truth's by at most |D| times this number.
+        """
+        slack = self.vertex.amax(2) - self.vertex.gather(2, gold.unsqueeze(2)).squeeze(2)
+        if self.edge.numel():
+            at = self.target_of_edges(gold)
+            own = self.edge.gather(2, at.clamp_min(0).unsqueeze(2)).squeeze(2)
+            gain = self.edge.amax(2).clamp_min(0.0) - torch.where(at >= 0, own, 0.0)
+            for end in (0, 1):
+                slack = slack.scatter_add(1, self.source_edges[..., end], gain)
+        return slack.amax(1)
 
 
 def match(
@@ -54,18 +106,22 @@ def match(
     backend: str = "auto",
     seed: int = 0,
     patience: int = 3,
+    statistics: dict[str, float] | None = None,
 ) -> Tensor:
     """Match and let gradients flow to the affinities.
 
     Args:
-        problem: its ``vertex_affinity`` and ``edge_affinity`` may require gradients.
+        problem: its affinities may require gradients.
         target: (B, N) int64 true assignment; None is the identity. Used by ``margin`` and to recognise when the
             second solve of the backward pass is known without solving.
-        noise_scale_vertex, noise_scale_edge: scales of the Gumbel noise, drawn from torch's global generator.
+        noise_scale_vertex, noise_scale_edge: scales of the Gumbel noise, drawn from torch's global generator of the
+            device that solves.
         margin: subtracted from the vertex affinity of true pairs, a structured hinge.
         lam: length of the step in the backward pass, > 0.
         samples: noise samples to average over.
         mode, backend, seed, patience: of `solve`. In mode "linear" edges play no part and get no gradient.
+        statistics: receives "skipped", the share of solves whose second one is known without solving if the loss is
+            the Hamming distance to ``target``.
 
     Returns:
         (B, N, N) of the vertex affinity's type: the assignment matrix, or the mean over ``samples`` of them.
@@ -78,133 +134,115 @@ def match(
             f"lam {lam}, samples {samples}, noise {noise_scale_vertex} and {noise_scale_edge}, margin {margin}; "
             "matching layer; give lam > 0, samples >= 1 and no negative noise or margin"
         )
-    gold = _gold(target, problem)
-    linear = mode == "linear"
-    table = problem.vertex_affinity.new_zeros(problem.batch_size, 0, 0) if linear else problem.edge_table()
-    arrays = problem_arrays(problem, table)
-    if linear:
-        none = np.empty((problem.batch_size, 0, 2), np.int64)
-        arrays = (arrays[0], none, none, arrays[3])
-    solver = _Solver(mode, backend, seed, patience)
-    noise = (noise_scale_vertex, noise_scale_edge)
-    results = [
-        _Matching.apply(problem.vertex_affinity, table, _perturbed(arrays, gold, noise, margin), gold, lam, solver)
-        for _ in range(samples)
-    ]
+    check_names(mode, backend)
+    options = {"mode": mode, "backend": backend, "seed": seed, "patience": patience}
+    tables = _Tables.of(problem, options)
+    gold = _gold(target, problem).to(tables.vertex.device)
+    edge = problem.edge_affinity
+    given = edge if isinstance(edge, tuple) else (edge,)
+    results, known = [], []
+    for _ in range(samples):
+        noised = tables.perturbed(gold, (noise_scale_vertex, noise_scale_edge), margin)
+        first = noised.solve()
+        known.append((first == gold).all(1) | (2.0 * lam > noised.slack(gold)))
+        results.append(_Matching.apply(problem.vertex_affinity, noised, first, gold, known[-1], lam, *given))
+    if statistics is not None:
+        statistics["skipped"] = float(torch.stack(known).double().mean())
     return torch.stack(results).mean(dim=0) if samples > 1 else results[0]
 
 
-def _gold(target: Tensor | None, problem: GraphMatchingProblem) -> np.ndarray:
-    identity = np.arange(problem.nodes)
+def _gold(target: Tensor | None, problem: GraphMatchingProblem) -> Tensor:
+    shape = (problem.batch_size, problem.nodes)
+    identity = torch.arange(problem.nodes, device=problem.vertex_affinity.device)
     if target is None:
-        return np.tile(identity, (problem.batch_size, 1))
-    gold = target.detach().cpu().numpy()
-    if gold.shape != (problem.batch_size, problem.nodes) or (np.sort(gold, axis=1) != identity).any():
+        return identity.expand(shape)
+    gold = target.detach().to(identity.device)
+    if gold.shape != shape or not torch.equal(gold.sort(dim=1).values, identity.expand(shape)):
         raise UserError(
-            f"target has shape {gold.shape} or holds no permutations; matching layer; "
-            f"give {(problem.batch_size, problem.nodes)} true assignments"
+            f"target has shape {tuple(gold.shape)} or holds no permutations; matching layer; "
+            f"give {shape} true assignments"
         )
     return gold
 
 
-def _perturbed(arrays: _Arrays, gold: np.ndarray, noise: tuple[float, float], margin: float) -> _Arrays:
-    """Noise and margin added once: both solves see these very numbers."""
-    vertex, source, target, edge = arrays
-    vertex = vertex + _gumbel(vertex.shape, noise[0]) if noise[0] else vertex.copy()
-    if noise[1] and edge.size:
-        edge = edge + _gumbel(edge.shape, noise[1])
-    if margin:
-        vertex -= margin * _matrix(gold)
-    return vertex, source, target, edge
+def _gumbel(like: Tensor, scale: float) -> Tensor:
+    draws = torch.empty(like.shape, dtype=torch.float32, device=like.device)
+    return (-scale * draws.exponential_().clamp_min_(1e-30).log_()).to(like.dtype)
 
 
-def _gumbel(shape: tuple[int, ...], scale: float) -> np.ndarray:
-    # Drawn on the CPU, whatever the device of the affinities, so that a seed means the same everywhere.
-    return (-scale * torch.empty(shape, dtype=torch.float32).exponential_().clamp_min_(1e-30).log_()).double().numpy()
-
-
-def _matrix(assignment: np.ndarray) -> np.ndarray:
+def _matrix(assignment: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, N) permutations to (B, N, N) matrices of 0 and 1."""
-    return np.eye(assignment.shape[1])[assignment]
+    return functional.one_hot(assignment, assignment.shape[1]).to(dtype)
 
 
-def _edge_pairs(assignment: np.ndarray, arrays: _Arrays) -> np.ndarray:
-    """(B, E, F): 1 where source edge e, carried over by the assignment, is target edge f."""
-    _, source, target, _ = arrays
-    batch, nodes = assignment.shape
-    graphs = np.arange(batch)[:, None]
-    number = np.full((batch, nodes, nodes), -1)
-    number[graphs, target[..., 0], target[..., 1]] = np.arange(target.shape[1])
-    mapped = assignment[graphs[..., None], source]
-    edge = number[graphs, mapped[..., 0], mapped[..., 1]]
-    used = np.zeros((batch, source.shape[1], target.shape[1]))
-    b, e = np.nonzero(edge >= 0)
-    used[b, e, edge[b, e]] = 1.0
-    return used
-
-
-def _slack(arrays: _Arrays, gold: np.ndarray) -> np.ndarray:
-    """(B,) bound on what any solution can gain over the true one, per node at which it differs.
-
-    If a solution differs from the truth on the nodes D, only vertices in D and edges touching D change; so its
-    objective exceeds the truth's by at most |D| times this number.
-    """
-    vertex, source, _, edge = arrays
-    batch = len(gold)
-    own = np.take_along_axis(vertex, gold[..., None], axis=2)[..., 0]
-    slack = vertex.max(axis=2) - own
-    if edge.size:
-        gain = edge.max(axis=2).clip(min=0.0) - (edge * _edge_pairs(gold, arrays)).sum(axis=2)
-        graphs = np.repeat(np.arange(batch), source.shape[1])
-        for end in (0, 1):
-            np.add.at(slack, (graphs, source[..., end].ravel()), gain.ravel())
-    return slack.max(axis=1)
-
-
-def _second_solve(
-    arrays: _Arrays, first: np.ndarray, gold: np.ndarray, direction: np.ndarray, lam: float, solver: _Solver
-) -> np.ndarray:
-    """MAP(theta - lam direction); solves only the graphs for which it is not known to be the truth."""
-    result = gold.copy()
-    truth = _matrix(gold)
-    hamming = np.abs(direction - (1.0 - 2.0 * truth)).max(axis=(1, 2)) < 1e-6
-    # A Hamming gradient adds 2 lam per correct node: the truth stays optimal if it was, and becomes so by `_slack`.
-    known = hamming & ((first == gold).all(axis=1) | (2.0 * lam > _slack(arrays, gold)))
-    open_ = np.flatnonzero(~known)
+def _second_solve(tables: _Tables, first: Tensor, gold: Tensor, known: Tensor, direction: Tensor, lam: float) -> Tensor:
+    """MAP(theta - lam direction); solves only the problems for which it is not known to be the truth."""
+    hamming = (direction - (1.0 - 2.0 * _matrix(gold, direction.dtype))).abs().amax((1, 2)) < 1e-5
+    # A Hamming gradient adds 2 lam per correct node: the truth stays optimal if it was, and becomes so by `slack`.
+    open_ = torch.nonzero(~(hamming & known)).squeeze(1)
+    result = gold.clone()
     if len(open_):
-        vertex, source, target, edge = (a[open_] for a in arrays)
-        given = np.stack([first[open_], gold[open_]], axis=1)
-        result[open_] = solver((vertex - lam * direction[open_], source, target, edge), given)
+        given = torch.stack([first[open_], gold[open_]], dim=1)
+        result[open_] = tables.towards(open_, lam * direction.to(tables.vertex.dtype)).solve(given)
     return result
 
 
 class _Matching(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, vertex: Tensor, edge: Tensor, arrays: _Arrays, gold: np.ndarray, lam: float, solver: _Solver
+        ctx: Any,
+        vertex: Tensor,
+        tables: _Tables,
+        first: Tensor,
+        gold: Tensor,
+        known: Tensor,
+        lam: float,
+        *edge: Tensor,
     ) -> Tensor:
-        first = solver(arrays)
-        ctx.solved = (arrays, first, gold, lam, solver)
-        ctx.types = (vertex.dtype, edge.dtype, vertex.device)
-        return torch.from_numpy(_matrix(first)).to(vertex.device, vertex.dtype)
+        ctx.solved = (tables, first, gold, known, lam)
+        ctx.save_for_backward(vertex, *edge)
+        return _matrix(first, vertex.dtype).to(vertex.device)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        arrays, first, gold, lam, solver = ctx.solved
-        vertex_type, edge_type, device = ctx.types
-        incoming = gradients[0].detach().to("cpu", torch.float64).numpy()
-        if not np.isfinite(incoming).all():
+        tables, first, gold, known, lam = ctx.solved
+        vertex, *edge = ctx.saved_tensors
+        incoming = gradients[0].detach()
+        if not bool(torch.isfinite(incoming).all()):
             # An overflowed loss scale: gradient scaling must see it and skip the step.
-            bad = torch.full((), torch.nan, device=device)
-            return bad.to(vertex_type).expand(arrays[0].shape), bad.to(edge_type).expand(arrays[3].shape), *[None] * 4
-        size = np.abs(incoming).max(axis=(1, 2), keepdims=True)
-        direction = incoming / np.where(size > 0, size, 1.0)
-        second = _second_solve(arrays, first, gold, direction, lam, solver)
-        second = np.where(size[:, 0] > 0, second, first)
+            bad = [torch.full_like(one, torch.nan) for one in (vertex, *edge)]
+            return bad[0], None, None, None, None, None, *bad[1:]
+        size = incoming.abs().amax((1, 2))
+        direction = (incoming / torch.where(size > 0, size, 1.0).view(-1, 1, 1)).to(first.device)
+        second = _second_solve(tables, first, gold, known, direction, lam)
+        second = torch.where(size.to(first.device).view(-1, 1) > 0, second, first)
         factor = size / lam
-        vertex = torch.from_numpy(factor * (_matrix(first) - _matrix(second))).to(device, vertex_type)
-        edge = None
-        if ctx.needs_input_grad[1]:
-            used = factor * (_edge_pairs(first, arrays) - _edge_pairs(second, arrays))
-            edge = torch.from_numpy(used).to(device, edge_type)
-        return vertex, edge, None, None, None, None
+        change = (_matrix(first, vertex.dtype) - _matrix(second, vertex.dtype)).to(vertex.device)
+        of_vertex = factor.to(vertex.dtype).view(-1, 1, 1) * change
+        if not any(ctx.needs_input_grad[6:]) or not tables.edge.numel():
+            return of_vertex, *[None] * (5 + len(edge))
+        used = [tables.target_of_edges(p).to(vertex.device) for p in (first, second)]
+        of_edge = _table_gradient(edge[0], used) if len(edge) == 1 else _feature_gradients(edge, used)
+        scaled = [factor.to(one.dtype).view(-1, 1, 1) * one for one in of_edge]
+        return of_vertex, None, None, None, None, None, *scaled
+
+
+def _table_gradient(table: Tensor, used: list[Tensor]) -> list[Tensor]:
+    """Pairs of edges in use by the first solution, less those in use by the second, as a (B, E, F) table."""
+    change = torch.zeros_like(table)
+    for sign, at in zip((1.0, -1.0), used, strict=True):
+        column = at.clamp_min(0).unsqueeze(2)
+        change.scatter_add_(2, column, sign * (at >= 0).to(table.dtype).unsqueeze(2))
+    return [change]
+
+
+def _feature_gradients(features: list[Tensor], used: list[Tensor]) -> list[Tensor]:
+    """The same for the features (B, E, D) and (B, F, D) whose inner products the affinities are."""
+    left, right = features
+    of_left, of_right = torch.zeros_like(left), torch.zeros_like(right)
+    for sign, at in zip((1.0, -1.0), used, strict=True):
+        column = at.clamp_min(0).unsqueeze(2).expand(-1, -1, left.shape[2])
+        weight = sign * (at >= 0).to(left.dtype).unsqueeze(2)
+        of_left += weight * right.gather(1, column)
+        of_right.scatter_add_(1, column, weight * left)
+    return [of_left, of_right]

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,11 @@ from torch import Tensor
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
 
-__all__ = ["BACKENDS", "MODES", "problem_arrays", "solve", "solve_arrays"]
+__all__ = ["BACKENDS", "MODES", "check_names", "on_tensors", "solve", "solve_arrays", "solve_tables", "solve_tensors"]
 
 #: Number of starts of each mode; 0 is the linear assignment of the vertex affinities, without edges.
 MODES: dict[str, int] = {"linear": 0, "fast": 1, "default": 8, "thorough": 64}
-BACKENDS = ("auto", "numba", "scipy")
+BACKENDS = ("auto", "numba", "torch", "scipy")
 # Below this many nodes per thread, starting the thread costs more than the work.
 _NODES_PER_THREAD = 256
 
@@ -46,7 +47,9 @@ def solve(
     Args:
         problem: B problems of N nodes.
         mode: "linear", "fast" (1 start), "default" (8 starts) or "thorough" (64 starts).
-        backend: "numba" (compiled), "scipy" (plain Python, slow) or "auto" (numba where it is installed).
+        backend: "numba" (compiled, threads over problems), "torch" (batched tensors on the problem's device, in its
+            floating point type), "scipy" (plain Python, slow), or "auto": torch for problems on a GPU, else numba
+            where it is installed, else scipy.
         seed: of the noise of the starts.
         patience: leave a problem when this many starts have met its best value; 0 goes through all starts.
 
@@ -59,18 +62,49 @@ def solve(
     Among equally good assignments the choice follows the order of the nodes: where the truth is the identity,
     permute the target graph before solving, as `losses.GraphMatchingLoss` does.
     """
-    table = problem.edge_table().detach() if mode != "linear" else problem.vertex_affinity.new_zeros(1)
-    arrays = problem_arrays(problem, table)
-    found = solve_arrays(*arrays, mode=mode, backend=backend, seed=seed, patience=patience)
-    return torch.from_numpy(found).to(problem.vertex_affinity.device)
+    check_names(mode, backend)
+    vertex = problem.vertex_affinity.detach()
+    with torch.no_grad():
+        table = problem.edge_table().detach() if mode != "linear" else vertex.new_zeros(len(vertex), 0, 0)
+    parts = vertex, problem.source_edges, problem.target_edges, table
+    return solve_tables(*parts, mode=mode, backend=backend, seed=seed, patience=patience)
 
 
-def problem_arrays(problem: GraphMatchingProblem, edge_table: Tensor) -> tuple[np.ndarray, ...]:
-    """Vertex affinity, source edges, target edges and edge affinity as float64 and int64 arrays."""
-    vertex = problem.vertex_affinity.detach().to("cpu", torch.float64).contiguous().numpy()
-    source = problem.source_edges.cpu().contiguous().numpy()
-    target = problem.target_edges.cpu().contiguous().numpy()
-    return vertex, source, target, edge_table.detach().to("cpu", torch.float64).contiguous().numpy()
+def on_tensors(vertex: Tensor, backend: str) -> bool:
+    """Whether the torch backend solves problems with these vertex affinities."""
+    return backend == "torch" or (backend == "auto" and vertex.is_cuda)
+
+
+def solve_tables(
+    vertex: Tensor,
+    source_edges: Tensor,
+    target_edges: Tensor,
+    edge: Tensor,
+    *,
+    mode: str = "default",
+    backend: str = "auto",
+    seed: int = 0,
+    patience: int = 0,
+    given: Tensor | None = None,
+) -> Tensor:
+    """`solve` on checked tensors without gradient: (B, N, N), (B, E, 2), (B, F, 2), (B, E, F).
+
+    Args:
+        given: (B, S, N) permutations to start from before the mode's own starts: the result is at least as good.
+    """
+    options: dict[str, Any] = {"mode": mode, "seed": seed, "patience": patience}
+    if on_tensors(vertex, backend):
+        return solve_tensors(vertex, source_edges, target_edges, edge, given=given, **options)
+    found = solve_arrays(
+        vertex.to("cpu", torch.float64).contiguous().numpy(),
+        source_edges.cpu().contiguous().numpy(),
+        target_edges.cpu().contiguous().numpy(),
+        edge.to("cpu", torch.float64).contiguous().numpy(),
+        backend=backend,
+        given=None if given is None else given.cpu().contiguous().numpy(),
+        **options,
+    )
+    return torch.from_numpy(found).to(vertex.device)
 
 
 def solve_arrays(
@@ -85,13 +119,7 @@ def solve_arrays(
     patience: int = 0,
     given: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`solve` on checked arrays: (B, N, N), (B, E, 2), (B, F, 2), (B, E, F), C-contiguous, float64 and int64.
-
-    Args:
-        given: (B, S, N) permutations to start from before the mode's own starts: the result is at least as good.
-    """
-    if mode not in MODES:
-        raise UserError(f"unknown mode {mode!r}; graph matching; choose one of {', '.join(MODES)}")
+    """`solve_tables` by a backend for arrays, C-contiguous, of float64 and int64."""
     kernels = _backend(backend)
     batch, nodes = vertex.shape[:2]
     out = np.zeros((batch, nodes), np.int64)
@@ -111,9 +139,40 @@ def solve_arrays(
     return out
 
 
+@torch.no_grad()
+def solve_tensors(
+    vertex: Tensor,
+    source_edges: Tensor,
+    target_edges: Tensor,
+    edge: Tensor,
+    *,
+    mode: str = "default",
+    seed: int = 0,
+    patience: int = 0,
+    given: Tensor | None = None,
+) -> Tensor:
+    """`solve_tables` by the torch backend."""
+    from lvmmed_monai.graph_matching import _tensors
+
+    batch, nodes = vertex.shape[:2]
+    if nodes == 1:
+        return torch.zeros(batch, 1, dtype=torch.int64, device=vertex.device)
+    if mode == "linear":
+        return _tensors.linear_batch(vertex)
+    noise = torch.from_numpy(_start_noise(MODES[mode], nodes, seed)[0]).to(vertex)
+    given = torch.empty(batch, 0, nodes, dtype=torch.int64, device=vertex.device) if given is None else given
+    return _tensors.solve_batch(vertex, source_edges, target_edges, edge, MODES[mode], noise, patience, given)
+
+
+def check_names(mode: str, backend: str) -> None:
+    """Raise a `UserError` for an unknown mode or backend."""
+    if mode not in MODES:
+        raise UserError(f"unknown mode {mode!r}; graph matching; choose one of {', '.join(MODES)}")
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}; graph matching; choose one of {', '.join(BACKENDS)}")
+
+
 def _backend(name: str) -> ModuleType:
-    if name not in BACKENDS:
-        raise UserError(f"unknown backend {name!r}; graph matching; choose one of {', '.join(BACKENDS)}")
     if name != "scipy":
         try:
             from lvmmed_monai.graph_matching import _kernels

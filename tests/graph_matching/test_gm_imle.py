@@ -88,7 +88,7 @@ def test_skipping_the_second_solve_changes_nothing(lam: float, margin: float) ->
         "patience": 0,
     }
     skipped = gradients(problem, **options)
-    with mock.patch.object(imle, "_slack", lambda arrays, gold: torch.full((len(gold),), torch.inf).numpy()):
+    with mock.patch.object(imle._Tables, "slack", lambda tables, gold: torch.full((len(gold),), torch.inf)):
         solved = gradients(problem, **options)
     for one, other in zip(skipped, solved, strict=True):
         torch.testing.assert_close(one, other)
@@ -96,8 +96,8 @@ def test_skipping_the_second_solve_changes_nothing(lam: float, margin: float) ->
 
 def test_slack_bounds_what_any_solution_gains_per_wrong_node() -> None:
     problem = random_problem(4, 6, 10, edges=(15, 12))
-    arrays = imle.problem_arrays(problem, problem.edge_table())
-    slack = imle._slack(arrays, imle._gold(None, problem))
+    tables = imle._Tables.of(problem, {"mode": "default", "backend": "auto"})
+    slack = tables.slack(imle._gold(None, problem)).numpy()
     for b in range(10):
         perms, values = all_objectives(problem, b)
         wrong = (perms != perms[0]).sum(1)
@@ -170,6 +170,41 @@ def test_target_and_margin() -> None:
         match(problem, torch.zeros(3, 5, dtype=torch.int64))
     with pytest.raises(UserError, match="lam"):
         match(problem, lam=0.0)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("lam", [0.5, 80.0])
+def test_gradient_of_edge_features_is_that_of_their_table(lam: float, backend: str) -> None:
+    template = random_problem(9, 8, 6, edges=(24, 20))
+    edges = template.source_edges, template.target_edges
+    left, right = (torch.randn(6, count, 3, dtype=torch.float64, requires_grad=True) for count in (24, 20))
+    found = []
+    for pair in ((left, right), left @ right.transpose(1, 2)):
+        torch.manual_seed(2)
+        loss = hamming(match(GraphMatchingProblem(template.vertex_affinity, *edges, pair), lam=lam, backend=backend))
+        found.append(torch.autograd.grad(loss, (left, right)))
+    for sparse, dense in zip(*found, strict=True):
+        assert float(dense.abs().max()) > 0
+        torch.testing.assert_close(sparse, dense)
+
+
+def test_backends_give_the_same_gradient() -> None:
+    problem = random_problem(10, 6, 20, edges=(12, 12))
+    one, other = (
+        gradients(problem, mode="thorough", patience=0, lam=2.0, backend=backend) for backend in ("numba", "torch")
+    )
+    for left, right in zip(one, other, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_share_of_known_second_solves() -> None:
+    problem = random_problem(11, 8, 10, edges=(24, 24))
+    shares = []
+    for lam in (1e-3, 1e3):
+        statistics: dict[str, float] = {}
+        match(problem, lam=lam, statistics=statistics)
+        shares.append(statistics["skipped"])
+    assert shares == [0.0, 1.0]
 
 
 def test_linear_mode_leaves_edges_without_gradient() -> None:

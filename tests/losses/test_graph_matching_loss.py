@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 import torch
+from torch import distributed, multiprocessing
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.losses.graph_matching import PRESETS, GraphMatchingLoss, matching_accuracy
@@ -28,7 +32,8 @@ def test_equal_views_match_and_have_no_loss() -> None:
 def test_loss_is_the_fraction_of_wrong_nodes() -> None:
     z = 10 * torch.eye(8)
     swapped = z[[1, 0, 2, 3, 4, 5, 6, 7]]
-    loss = quiet(nodes_per_graph=8, neighbours=2, regroup=1)(z, swapped)["loss"]
+    # Without edges: all distances are equal, so the neighbours depend on the random order of the nodes.
+    loss = quiet(nodes_per_graph=8, neighbours=2, regroup=1, edge_weight=0.0)(z, swapped)["loss"]
     assert float(loss) == pytest.approx(2 / 8)
 
 
@@ -130,6 +135,50 @@ def test_wrong_options_are_named() -> None:
         GraphMatchingLoss("paper")(embeddings(16, 128), embeddings(16, 128))
     with pytest.raises(UserError, match="10 images for graphs of 16"):
         matching_accuracy(embeddings(10), embeddings(10))
+
+
+def test_clean_measures_look_past_the_margin() -> None:
+    z = embeddings(32)
+    result = GraphMatchingLoss("small", margin=1e3)(z, z)
+    assert result["training_accuracy"] == 0.0
+    assert result["clean_accuracy"] == 1.0
+    assert result["objective_ratio"] == pytest.approx(1.0)
+    assert result["skipped"] == 0.0
+    # Of views that hardly agree the best matching reaches more than the true one.
+    assert GraphMatchingLoss("small")(z, z + embeddings(32, seed=1))["objective_ratio"] > 1.05
+
+
+def _global_loss(z1: torch.Tensor, z2: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(7)
+    loss = GraphMatchingLoss("paper", alpha=1.0, message_passing=None, gather="global", lam=2.0)(z1, z2)["loss"]
+    return loss.detach(), *torch.autograd.grad(loss, (z1, z2))
+
+
+def _process(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    own = slice(rank * 16, rank * 16 + 16)
+    pair = (embeddings(32)[own].requires_grad_(), (embeddings(32) + 0.3 * embeddings(32, seed=1))[own].requires_grad_())
+    torch.manual_seed(rank)  # processes draw different numbers elsewhere
+    torch.save(_global_loss(*pair), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_with_global_graphs_equal_one(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    multiprocessing.spawn(_process, (port, str(tmp_path)), nprocs=2)
+    z1, z2 = embeddings(32).requires_grad_(), (embeddings(32) + 0.3 * embeddings(32, seed=1)).requires_grad_()
+    loss, *expected = _global_loss(z1, z2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for part in found:
+        torch.testing.assert_close(part[0], loss)
+    assert float(expected[0].abs().max()) > 0
+    for number, gradient_of_one in enumerate(expected, start=1):
+        # Both processes send an image's gradient home; the mean over processes is taken by data-parallel training.
+        torch.testing.assert_close(torch.cat([part[number] for part in found]) / 2, gradient_of_one)
 
 
 def test_lazy_exports() -> None:
