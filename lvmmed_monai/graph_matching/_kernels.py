@@ -11,6 +11,7 @@ the gain of exchanging two assignments in O(1), so that no step touches the whol
 from __future__ import annotations
 
 from collections import namedtuple
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,20 @@ __all__ = ["linear_batch", "solve_batch"]
 _POOL = 6
 _STEPS = 30
 _RELATIVE_GAIN = 1e-5
-# Gains below this fraction of the largest affinity are rounding errors: accepting them would cycle on ties.
-_ROUNDING = 1e-9
+# Gains below this fraction of the affinities' size are rounding errors: accepting them would cycle on ties.
+_ROUNDING = 1e-10
 
 
-def _compile(function: Any) -> Any:
+def _compile(function: Any, **options: Any) -> Any:
     """Compile with an on-disk cache; without one where no folder for it can be written."""
     try:
-        return njit(cache=True, nogil=True)(function)
+        return njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:
-        return njit(nogil=True)(function)
+        return njit(nogil=True, **options)(function)
+
+
+# A sum whose last digits do not matter may be taken in any order, so eight numbers at a time.
+_compile_sum = partial(_compile, fastmath={"reassoc", "nsz", "contract"})
 
 
 # source, target: (edge number, node at the other end), the edges into node i from source_at[2i] on, those out of
@@ -44,6 +49,23 @@ def _copy(values, into):  # type: ignore[no-untyped-def]
     """``into[:] = values``, which takes numba six seconds to compile."""
     for k in range(into.size):
         into.flat[k] = values.flat[k]
+
+
+@_compile_sum
+def _size(values):  # type: ignore[no-untyped-def]
+    """Root of the sum of squares of a matrix."""
+    total = 0.0
+    for value in values.ravel():
+        total += value * value
+    return total**0.5
+
+
+@_compile
+def _same(p, q):  # type: ignore[no-untyped-def]
+    for i in range(len(p)):
+        if p[i] != q[i]:
+            return False
+    return True
 
 
 @_compile
@@ -169,80 +191,90 @@ def _assign(gain, work):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _add_pair(g, marginal, i, a, sign):  # type: ignore[no-untyped-def]
+def _add_pair(source, source_at, target, target_at, edge, marginal, i, a, sign):  # type: ignore[no-untyped-def]
     """Add ``sign`` times what the assignment of i to a gives to the marginals of its neighbours."""
     for end in range(2):
-        for q in range(g.source_at[2 * i + end], g.source_at[2 * i + end + 1]):
-            e, j = g.source[q, 0], g.source[q, 1]
-            for r in range(g.target_at[2 * a + end], g.target_at[2 * a + end + 1]):
-                marginal[j, g.target[r, 1]] += sign * g.edge[e, g.target[r, 0]]
+        for q in range(source_at[2 * i + end], source_at[2 * i + end + 1]):
+            e, j = source[q, 0], source[q, 1]
+            for r in range(target_at[2 * a + end], target_at[2 * a + end + 1]):
+                marginal[j, target[r, 1]] += sign * edge[e, target[r, 0]]
 
 
 @_compile
 def _marginals(g, p, marginal):  # type: ignore[no-untyped-def]
     """Fill the marginal matrix of permutation p; returns F(p)."""
-    _copy(g.vertex, marginal)
+    vertex, edge = g.vertex, g.edge
+    source, source_at, target, target_at = g.source, g.source_at, g.target, g.target_at
     for i in range(len(p)):
-        _add_pair(g, marginal, i, p[i], 1.0)
+        for a in range(len(p)):
+            marginal[i, a] = vertex[i, a]
+    for i in range(len(p)):
+        # As `_add_pair`, whose calls would take longer than the additions.
+        for end in range(2):
+            for q in range(source_at[2 * i + end], source_at[2 * i + end + 1]):
+                e, j = source[q, 0], source[q, 1]
+                for r in range(target_at[2 * p[i] + end], target_at[2 * p[i] + end + 1]):
+                    marginal[j, target[r, 1]] += edge[e, target[r, 0]]
     value = 0.0
     for i in range(len(p)):
-        value += marginal[i, p[i]] + g.vertex[i, p[i]]
+        value += marginal[i, p[i]] + vertex[i, p[i]]
     return 0.5 * value
 
 
 @_compile
-def _pair(g, i, a, j, b):  # type: ignore[no-untyped-def]
-    """What the edges between i and j give when i goes to a and j to b."""
-    value = 0.0
-    if g.source_id[i, j] >= 0 and g.target_id[a, b] >= 0:
-        value += g.edge[g.source_id[i, j], g.target_id[a, b]]
-    if g.source_id[j, i] >= 0 and g.target_id[b, a] >= 0:
-        value += g.edge[g.source_id[j, i], g.target_id[b, a]]
-    return value
-
-
-@_compile
-def _best_partner(g, marginal, p, i):  # type: ignore[no-untyped-def]
+def _best_partner(source_id, target_id, edge, marginal, p, i):  # type: ignore[no-untyped-def]
+    """The exchange of i with another node that gains most; the gain is 0 where none does."""
     best, partner, a = 0.0, -1, p[i]
     for j in range(len(p)):
-        if j != i:
-            b = p[j]
-            # Both marginals hold the edges between i and j, which are lost only once: they are added back.
-            gain = marginal[i, b] + marginal[j, a] - marginal[i, a] - marginal[j, b]
-            gain += _pair(g, i, a, j, b) + _pair(g, i, b, j, a)
-            if gain > best:
-                best, partner = gain, j
+        if j == i:
+            continue
+        b = p[j]
+        gain = marginal[i, b] + marginal[j, a] - marginal[i, a] - marginal[j, b]
+        # Both marginals hold the edges between i and j, which are lost only once: they are added back.
+        e, back = source_id[i, j], source_id[j, i]
+        if e >= 0 or back >= 0:
+            f, other = target_id[a, b], target_id[b, a]
+            if e >= 0 and f >= 0:
+                gain += edge[e, f]
+            if e >= 0 and other >= 0:
+                gain += edge[e, other]
+            if back >= 0 and f >= 0:
+                gain += edge[back, f]
+            if back >= 0 and other >= 0:
+                gain += edge[back, other]
+        if gain > best:
+            best, partner = gain, j
     return best, partner
 
 
 @_compile
-def _move(g, p, i, a, work):  # type: ignore[no-untyped-def]
-    """Send i to a instead of p[i]; its neighbours' marginals change, so they are looked at again."""
-    _add_pair(g, work.marginal, i, p[i], -1.0)
-    p[i] = a
-    _add_pair(g, work.marginal, i, a, 1.0)
-    work.dirty[i] = True
-    for q in range(g.source_at[2 * i], g.source_at[2 * i + 2]):
-        work.dirty[g.source[q, 1]] = True
-
-
-@_compile
 def _swap_descent(g, p, work, tolerance):  # type: ignore[no-untyped-def]
-    """Exchange pairs of assignments until none gains; ``work.marginal`` must be that of p."""
-    work.dirty.fill(True)
-    moved = True
+    """Exchange pairs of assignments until none gains; ``work.marginal`` must be that of p. Says whether p changed."""
+    edge, source_id, target_id = g.edge, g.source_id, g.target_id
+    source, source_at, target, target_at = g.source, g.source_at, g.target, g.target_at
+    marginal, dirty = work.marginal, work.dirty
+    dirty.fill(True)
+    moved, changed = True, False
     while moved:
         moved = False
         for i in range(len(p)):
-            if not work.dirty[i]:
+            if not dirty[i]:
                 continue
-            work.dirty[i] = False
-            gain, j = _best_partner(g, work.marginal, p, i)
-            if gain > tolerance:
-                a, b = p[i], p[j]
-                _move(g, p, i, b, work)
-                _move(g, p, j, a, work)
-                moved = True
+            dirty[i] = False
+            gain, j = _best_partner(source_id, target_id, edge, marginal, p, i)
+            if gain <= tolerance:
+                continue
+            moved = changed = True
+            a, b = p[i], p[j]
+            for node, old, new in ((i, a, b), (j, b, a)):
+                _add_pair(source, source_at, target, target_at, edge, marginal, node, old, -1.0)
+                p[node] = new
+                _add_pair(source, source_at, target, target_at, edge, marginal, node, new, 1.0)
+                # Its neighbours' marginals changed, so they are looked at again.
+                dirty[node] = True
+                for q in range(source_at[2 * node], source_at[2 * node + 2]):
+                    dirty[source[q, 1]] = True
+    return changed
 
 
 @_compile
@@ -297,9 +329,8 @@ def _ascend(g, p, work, tolerance):  # type: ignore[no-untyped-def]
     """Best solution reached from permutation p, in place; returns its value."""
     work.duals.fill(0.0)
     _frank_wolfe(g, p, work)
-    _marginals(g, p, work.marginal)
-    _swap_descent(g, p, work, tolerance)
-    return _marginals(g, p, work.marginal)
+    value = _marginals(g, p, work.marginal)
+    return _marginals(g, p, work.marginal) if _swap_descent(g, p, work, tolerance) else value
 
 
 @_compile
@@ -336,7 +367,7 @@ def _remember(pool, values, pooled, p, value):  # type: ignore[no-untyped-def]
     """Keep p among the best distinct solutions; returns how many are kept."""
     worst = 0
     for k in range(pooled):
-        if np.array_equal(pool[k], p):
+        if _same(pool[k], p):
             return pooled
         if values[k] < values[worst]:
             worst = k
@@ -352,9 +383,7 @@ def _remember(pool, values, pooled, p, value):  # type: ignore[no-untyped-def]
 @_compile
 def _solve_one(g, starts, noise, picks, patience, given, out, work):  # type: ignore[no-untyped-def]
     nodes = len(out)
-    scale = np.abs(g.vertex).max()
-    if g.edge.size > 0:
-        scale = max(scale, np.abs(g.edge).max())
+    scale = _size(g.vertex) + _size(g.edge)
     tolerance = _ROUNDING * scale
     spread = np.std(g.vertex)
     if spread <= tolerance:
