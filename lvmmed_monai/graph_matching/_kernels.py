@@ -62,10 +62,11 @@ def _size(values):  # type: ignore[no-untyped-def]
 
 @_compile
 def _same(p, q):  # type: ignore[no-untyped-def]
+    """Whether two permutations are equal; numpy.array_equal would make arrays."""
+    equal = 0
     for i in range(len(p)):
-        if p[i] != q[i]:
-            return False
-    return True
+        equal += p[i] == q[i]
+    return equal == len(p)
 
 
 @_compile

@@ -9,10 +9,11 @@ Sums run over padded lists in a fixed order, never by scattering, so a result do
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["linear_batch", "solve_batch"]
 
@@ -22,9 +23,10 @@ _RELATIVE_GAIN = 1e-5
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}
 # Steps of bids as fractions of the affinities' spread: for starts and roundings; for the oracle of Frank-Wolfe, whose
 # vertices need not be optimal.
-_FINE, _LOOSE = (0.1, 0.01, 0.001), (0.3,)
+_FINE, _LOOSE = (0.1, 0.01, 0.001), 0.3
 _ROUND = 8  # starts solved together; between rounds problems may leave
 _CELLS = 2**24  # numbers of a working table
+_CROWDED = 0.7  # rows leave the working tensors when no larger share of them goes on
 
 
 def solve_batch(
@@ -62,7 +64,7 @@ def solve_batch(
 
 def linear_batch(vertex: Tensor) -> Tensor:
     """Linear assignment of the largest total gain, (B, N) int64, up to a thousandth of the gains' spread per node."""
-    return _assign(vertex, _FINE)[0]
+    return _assign(vertex, _FINE)
 
 
 # -- problems ---------------------------------------------------------------------------------------------------------
@@ -70,100 +72,76 @@ def linear_batch(vertex: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Problems:
-    """R rows, each a problem. Tables of edge affinities are shared between the rows of one problem.
+    """R rows, each a problem.
 
-    ``edge`` is flat and padded by a zero row and column, which missing edges point to; ``offset`` (R, 1, 1) is where
-    a row's table begins, ``stride`` the length of its rows. ``out_edge``, ``out_node`` (R, N, D): edges from a source
-    node and where they lead; ``in_edge``, ``in_node`` the same backwards. ``source_id``, ``target_id`` (R, N, N): edge
-    by its nodes.
+    ``edge`` (R, N * D, F + 1): affinities of the edges out of each source node, padded by rows of zeros to D a node
+    and by a column of zeros, which missing target edges point to. ``out_node`` (R, N, D): where the edges lead; padding
+    leads to nodes that are no neighbours. ``into`` (R, N, N * D) is 1 where an edge leads to a node. ``target_id``
+    (R, N, N): target edge by its nodes.
     """
 
     vertex: Tensor
     edge: Tensor
-    stride: int
-    offset: Tensor
-    out_edge: Tensor
     out_node: Tensor
-    in_edge: Tensor
-    in_node: Tensor
-    source_id: Tensor
+    into: Tensor
     target_id: Tensor
     tolerance: Tensor
     spread: Tensor
 
     @staticmethod
     def build(vertex: Tensor, source_edges: Tensor, target_edges: Tensor, edge: Tensor) -> _Problems:
-        batch, nodes = vertex.shape[:2]
-        sources, targets = edge.shape[1:]
-        table = torch.nn.functional.pad(edge, (0, 1, 0, 1))
-        offset = torch.arange(batch, device=vertex.device).view(-1, 1, 1) * table[0].numel()
-        source_id, target_id = _by_nodes(source_edges, nodes), _by_nodes(target_edges, nodes)
+        nodes = vertex.shape[1]
+        out_edge, out_node = _neighbours(_by_nodes(source_edges, nodes), edge.shape[1])
+        padded = functional.pad(edge, (0, 1, 0, 1))
+        rows = out_edge.flatten(1).unsqueeze(2).expand(-1, -1, padded.shape[2])
+        into = functional.one_hot(out_node.flatten(1), nodes).transpose(1, 2).to(vertex.dtype)
         scale = vertex.abs().amax((1, 2))
         if edge.numel():
             scale = torch.maximum(scale, edge.abs().amax((1, 2)))
         tolerance = _ROUNDING.get(vertex.dtype, 1e-5) * scale
-        spread = vertex.flatten(1).std(dim=1, unbiased=False)
+        spread = _spread(vertex)
         spread = torch.where(spread > tolerance, spread, scale)
-        out_edge, out_node = _neighbours(source_id, sources)
-        in_edge, in_node = _neighbours(source_id.transpose(1, 2), sources)
-        return _Problems(
-            vertex,
-            table.flatten(),
-            targets + 1,
-            offset,
-            out_edge,
-            out_node,
-            in_edge,
-            in_node,
-            source_id,
-            target_id,
-            tolerance,
-            spread,
-        )
+        target_id = _by_nodes(target_edges, nodes)
+        return _Problems(vertex, padded.gather(1, rows), out_node, into, target_id, tolerance, spread)
 
     def select(self, rows: Tensor) -> _Problems:
         """The given rows."""
-        shared = ("edge", "stride")
-        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in shared})
+        return _Problems(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def marginals(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """(R, N, N) marginals of assignments p (R, N), and their values (R,)."""
-        total = self.vertex + self._sums(self.out_edge, self.out_node, self.target_id.transpose(1, 2), p)
-        total = total + self._sums(self.in_edge, self.in_node, self.target_id, p)
+        rows, nodes, degree = self.out_node.shape
+        # Edge (i, j) speaks for i going to a where j is gone, and for j going to b where i is gone.
+        head = p.gather(1, self.out_node.flatten(1)).unsqueeze(2).expand(-1, -1, nodes)
+        for_tail = self.edge.gather(2, self.target_id.transpose(1, 2).gather(1, head))
+        from_tail = self._at(p).unsqueeze(2).expand(-1, -1, degree, -1).reshape(rows, nodes * degree, nodes)
+        for_head = self.edge.gather(2, from_tail)
+        total = self.vertex + for_tail.view(rows, nodes, degree, nodes).sum(2) + self.into @ for_head
         at = p.unsqueeze(2)
-        value = 0.5 * (total.gather(2, at) + self.vertex.gather(2, at)).sum((1, 2))
-        return total, value
+        return total, 0.5 * (total.gather(2, at) + self.vertex.gather(2, at)).sum((1, 2))
 
-    def _sums(self, edges: Tensor, ends: Tensor, target_id: Tensor, p: Tensor) -> Tensor:
-        """For every node and target, the affinities of the node's edges given where their other ends go."""
-        rows, nodes, degree = edges.shape
-        image = p.gather(1, ends.flatten(1))
-        found = target_id.gather(1, image.unsqueeze(2).expand(-1, -1, nodes)).view(rows, nodes, degree, nodes)
-        index = found + (self.offset + edges * self.stride).unsqueeze(3)
-        return self.edge.take(index).sum(2)
+    def _at(self, p: Tensor) -> Tensor:
+        """(R, N, N): target edges out of where each node is gone."""
+        return self.target_id.gather(1, p.unsqueeze(2).expand(-1, -1, p.shape[1]))
 
     def swap_gains(self, p: Tensor, marginal: Tensor) -> Tensor:
         """(R, N, N): what exchanging the assignments of two nodes brings."""
-        nodes = p.shape[1]
-        across = p.unsqueeze(1).expand(-1, nodes, -1)
-        moved = marginal.gather(2, across)
+        moved = marginal.gather(2, p.unsqueeze(1).expand_as(marginal))
         kept = moved.diagonal(dim1=1, dim2=2)
-        image = self.target_id.gather(1, p.unsqueeze(2).expand(-1, -1, nodes)).gather(2, across)
-        row = self.offset + self.source_id * self.stride
-        pair = self.edge.take(row + image) + self.edge.take(row + image.transpose(1, 2))
-        both = moved + pair
+        image = self._at(p).gather(2, p.unsqueeze(1).expand_as(marginal))
+        # Both marginals hold the edges between two nodes, which are lost only once; and these change places.
+        ends = torch.stack([image.gather(2, self.out_node), image.transpose(1, 2).gather(2, self.out_node)], dim=3)
+        pair = self.edge.gather(2, ends.flatten(1, 2)).sum(2).view_as(self.out_node)
+        both = moved + torch.zeros_like(moved).scatter_(2, self.out_node, pair)
         return both + both.transpose(1, 2) - kept.unsqueeze(2) - kept.unsqueeze(1)
 
     def bound(self) -> Tensor:
         """(R, N, N): vertex affinity plus the best that each outgoing edge could find at the target node."""
-        rows, nodes, degree = self.out_edge.shape
-        slots, _ = _neighbours(self.target_id, self.stride - 1)
-        index = (self.offset + self.out_edge * self.stride).view(rows, nodes, degree, 1, 1)
-        total = self.vertex.clone()
-        for slot in range(degree):
-            found = self.edge.take(index[:, :, slot] + slots.unsqueeze(1))
-            total += found.amax(3).clamp_min(0.0)
-        return total
+        rows, nodes, degree = self.out_node.shape
+        slots, _ = _neighbours(self.target_id, self.edge.shape[2] - 1)
+        found = self.edge.gather(2, slots.flatten(1).unsqueeze(1).expand(-1, nodes * degree, -1))
+        best = found.view(rows, nodes, degree, nodes, -1).amax(4).clamp_min(0.0)
+        return self.vertex + best.sum(2)
 
 
 def _by_nodes(edges: Tensor, nodes: int) -> Tensor:
@@ -226,7 +204,7 @@ def _starts(problems: _Problems, first: int, last: int, noise: Tensor) -> Tensor
     spread = (3.0 if nodes <= 64 else 1.5) * problems.spread.view(-1, 1, 1)
     gains = [bases[s % 2] + (spread * noise[s - 2] if s > 1 else 0.0) for s in range(first, last)]
     stacked = torch.stack(gains, dim=1)
-    return _in_chunks(lambda part: _assign(part, _FINE)[0], stacked.flatten(0, 1)).view(*stacked.shape[:2], nodes)
+    return _in_chunks(lambda part: _assign(part, _FINE), stacked.flatten(0, 1)).view(*stacked.shape[:2], nodes)
 
 
 def _in_chunks(work, rows: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -239,8 +217,7 @@ def _improve(problems: _Problems, starts: Tensor) -> tuple[Tensor, Tensor]:
     rows, count, nodes = starts.shape
     row = torch.arange(rows, device=starts.device).repeat_interleave(count)
     flat = starts.flatten(0, 1)
-    degree = problems.out_edge.shape[2] + problems.in_edge.shape[2]
-    size = max(1, _CELLS // (nodes * nodes * degree))
+    size = max(1, _CELLS // problems.edge[0].numel())
     found = [_ascend(problems.select(r), p) for r, p in zip(row.split(size), flat.split(size), strict=True)]
     solutions, values = (torch.cat(parts) for parts in zip(*found, strict=True))
     return solutions.view(rows, count, nodes), values.view(rows, count)
@@ -252,43 +229,44 @@ def _ascend(problems: _Problems, p: Tensor) -> tuple[Tensor, Tensor]:
 
 def _frank_wolfe(problems: _Problems, p: Tensor) -> Tensor:
     """The best vertex met by Frank-Wolfe with exact line search from p, p and the rounded end included."""
-    best = p.clone()
+    best, plan = p.clone(), _matrix(p, problems.vertex.dtype)
     gradient, value = problems.marginals(p)
-    best_value = value.clone()
-    plan = _matrix(p, gradient.dtype)
-    final, whole = plan.clone(), torch.ones_like(value, dtype=torch.bool)
-    price = torch.zeros_like(gradient[:, 0])
-    alive = torch.arange(len(p), device=p.device)
-    here = problems
+    best_value, final, whole = value.clone(), plan.clone(), torch.ones_like(value, dtype=torch.bool)
+    price, raises = torch.zeros_like(gradient[:, 0]), _LOOSE * _spread(gradient)
+    here, row = problems, torch.arange(len(p), device=p.device)
+    going = torch.ones_like(whole)
     for _ in range(_STEPS):
-        q, price = _assign(gradient, _LOOSE, price)
+        q, price = _auction(gradient, price, raises)
         slope = gradient.gather(2, q.unsqueeze(2)).sum((1, 2)) - (gradient * plan).sum((1, 2))
+        going &= slope > 0
         marginal, reached = here.marginals(q)
-        better = (reached > best_value[alive]) & (slope > 0)
-        rows = alive[better]
-        best[rows], best_value[rows] = q[better], reached[better]
+        better = going & (reached > best_value[row])
+        best[row[better]], best_value[row[better]] = q[better], reached[better]
         bend = reached - value - slope
         step = torch.where(bend >= 0, 1.0, (-slope / (2 * bend.clamp_max(-1e-30))).clamp(0.0, 1.0))
-        step = torch.where(slope > 0, step, 0.0)
-        gained = step * slope + step * step * bend
+        step = torch.where(going, step, 0.0)
         t = step.view(-1, 1, 1)
         plan = plan + t * (_matrix(q, plan.dtype) - plan)
         gradient = gradient + t * (marginal - gradient)
+        gained = step * slope + step * step * bend
         value = value + gained
-        final[alive], whole[alive] = plan, whole[alive] & (step == 1)
-        going = torch.nonzero((slope > 0) & (gained >= _RELATIVE_GAIN * value.abs())).squeeze(1)
-        if len(going) == 0:
-            break
-        if len(going) < len(alive):
-            alive, here = alive[going], here.select(going)
-            plan, gradient, value, price = plan[going], gradient[going], value[going], price[going]
+        whole[row] &= ~going | (step == 1)
+        going &= gained >= _RELATIVE_GAIN * value.abs()
+        if int(going.sum()) <= _CROWDED * len(row):
+            final[row] = plan
+            kept = torch.nonzero(going).squeeze(1)
+            if len(kept) == 0:
+                return _rounded(problems, final, whole, best, best_value)
+            here, row, going = here.select(kept), row[kept], going[kept]
+            plan, gradient, value, price, raises = (x[kept] for x in (plan, gradient, value, price, raises))
+    final[row] = plan
     return _rounded(problems, final, whole, best, best_value)
 
 
 def _rounded(problems: _Problems, plan: Tensor, whole: Tensor, best: Tensor, best_value: Tensor) -> Tensor:
     rows = torch.nonzero(~whole).squeeze(1)
     if len(rows):
-        q = _assign(plan[rows], _LOOSE)[0]
+        q = _assign(plan[rows], (_LOOSE,))
         better = problems.select(rows).marginals(q)[1] > best_value[rows]
         best[rows[better]] = q[better]
     return best
@@ -314,30 +292,37 @@ def _swap_descent(problems: _Problems, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _matrix(p: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.nn.functional.one_hot(p, p.shape[1]).to(dtype)
+    return functional.one_hot(p, p.shape[1]).to(dtype)
 
 
 # -- linear assignment ------------------------------------------------------------------------------------------------
 
 
-def _assign(gain: Tensor, steps: tuple[float, ...], price: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Auction: assignments (R, N) of nearly the largest total gain, and prices (R, N) to start a similar one from.
+def _assign(gain: Tensor, steps: tuple[float, ...]) -> Tensor:
+    """Assignments (R, N) of nearly the largest total gain (R, N, N), N >= 2.
 
     Args:
-        gain: (R, N, N), N >= 2.
-        steps: least raises of a bid, one round of the auction for each, as fractions of the gains' spread.
-        price: prices to start from.
+        steps: least raises of a bid, one auction for each, as fractions of the gains' spread.
     """
-    rows, nodes = gain.shape[:2]
-    spread = gain.flatten(1).std(dim=1, unbiased=False)
-    price = torch.zeros_like(gain[:, 0]) if price is None else price
-    item = torch.zeros(rows, nodes, dtype=torch.int64, device=gain.device)
-    for step in steps:
+    spread = _spread(gain)
+    item, price = _auction(gain, torch.zeros_like(gain[:, 0]), steps[0] * spread)
+    for step in steps[1:]:
         item, price = _auction(gain, price, step * spread)
-    return item, price
+    return item
+
+
+def _spread(gain: Tensor) -> Tensor:
+    return gain.flatten(1).std(dim=1, unbiased=False)
 
 
 def _auction(gain: Tensor, price: Tensor, raise_: Tensor) -> tuple[Tensor, Tensor]:
+    """Assignments (R, N), and the prices (R, N) from which an auction of similar gains is soon done.
+
+    Args:
+        gain: (R, N, N).
+        price: (R, N) to begin with.
+        raise_: (R,) least raise of a bid: the total is at most N times that below the largest.
+    """
     rows, nodes = gain.shape[:2]
     owner = torch.full((rows, nodes), nodes, device=gain.device)
     final_owner, final_price = owner.clone(), price.clone()
@@ -345,9 +330,10 @@ def _auction(gain: Tensor, price: Tensor, raise_: Tensor) -> tuple[Tensor, Tenso
     objects = torch.arange(nodes, device=gain.device)
     free = torch.ones(rows, nodes, dtype=torch.bool, device=gain.device)
     for turn in range(20 * nodes):
-        best, wanted = (gain - price.unsqueeze(1)).max(dim=2)
+        left = gain - price.unsqueeze(1)
+        best, wanted = left.max(dim=2)
         at = wanted.unsqueeze(2)
-        second = (gain - price.unsqueeze(1)).scatter_(2, at, -torch.inf).amax(2)
+        second = left.scatter_(2, at, -torch.inf).amax(2)
         bid = price.gather(1, wanted) + (best - second) + raise_.unsqueeze(1)
         bid = torch.where(free, bid, -torch.inf)
         table = torch.full_like(gain, -torch.inf).scatter_(2, at, bid.unsqueeze(2))
