@@ -3,9 +3,9 @@
 Everything compiled lives in this one file because numba's cache notices changes of the file that holds a
 function, not of files that the function calls into.
 
-Factored objective: the marginal M[i, a] at a permutation p is the vertex affinity plus the affinities between source
-edges at i and target edges at a whose other ends p matches. It gives F(p) = 1/2 sum_i (M[i, p_i] + vertex[i, p_i]) and
-the gain of exchanging two assignments in O(1), so that no step touches the whole E x F table.
+The marginal M[i, a] at a permutation p is the vertex affinity plus the affinities between source edges at i and target
+edges at a whose other ends p matches. It gives F(p) = 1/2 sum_i (M[i, p_i] + vertex[i, p_i]) and the gain of exchanging
+two assignments in O(1). Inner loops take arrays, not tuples of them: the references are counted at every call.
 """
 
 from __future__ import annotations
@@ -58,15 +58,6 @@ def _size(values):  # type: ignore[no-untyped-def]
     for value in values.ravel():
         total += value * value
     return total**0.5
-
-
-@_compile
-def _same(p, q):  # type: ignore[no-untyped-def]
-    """Whether two permutations are equal; numpy.array_equal would make arrays."""
-    equal = 0
-    for i in range(len(p)):
-        equal += p[i] == q[i]
-    return equal == len(p)
 
 
 @_compile
@@ -192,25 +183,12 @@ def _assign(gain, work):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _add_pair(source, source_at, target, target_at, edge, marginal, i, a, sign):  # type: ignore[no-untyped-def]
-    """Add ``sign`` times what the assignment of i to a gives to the marginals of its neighbours."""
-    for end in range(2):
-        for q in range(source_at[2 * i + end], source_at[2 * i + end + 1]):
-            e, j = source[q, 0], source[q, 1]
-            for r in range(target_at[2 * a + end], target_at[2 * a + end + 1]):
-                marginal[j, target[r, 1]] += sign * edge[e, target[r, 0]]
-
-
-@_compile
 def _marginals(g, p, marginal):  # type: ignore[no-untyped-def]
     """Fill the marginal matrix of permutation p; returns F(p)."""
     vertex, edge = g.vertex, g.edge
     source, source_at, target, target_at = g.source, g.source_at, g.target, g.target_at
+    _copy(vertex, marginal)
     for i in range(len(p)):
-        for a in range(len(p)):
-            marginal[i, a] = vertex[i, a]
-    for i in range(len(p)):
-        # As `_add_pair`, whose calls would take longer than the additions.
         for end in range(2):
             for q in range(source_at[2 * i + end], source_at[2 * i + end + 1]):
                 e, j = source[q, 0], source[q, 1]
@@ -218,8 +196,8 @@ def _marginals(g, p, marginal):  # type: ignore[no-untyped-def]
                     marginal[j, target[r, 1]] += edge[e, target[r, 0]]
     value = 0.0
     for i in range(len(p)):
-        value += marginal[i, p[i]] + vertex[i, p[i]]
-    return 0.5 * value
+        value += 0.5 * (marginal[i, p[i]] + vertex[i, p[i]])
+    return value
 
 
 @_compile
@@ -227,22 +205,14 @@ def _best_partner(source_id, target_id, edge, marginal, p, i):  # type: ignore[n
     """The exchange of i with another node that gains most; the gain is 0 where none does."""
     best, partner, a = 0.0, -1, p[i]
     for j in range(len(p)):
-        if j == i:
-            continue
         b = p[j]
         gain = marginal[i, b] + marginal[j, a] - marginal[i, a] - marginal[j, b]
         # Both marginals hold the edges between i and j, which are lost only once: they are added back.
-        e, back = source_id[i, j], source_id[j, i]
-        if e >= 0 or back >= 0:
-            f, other = target_id[a, b], target_id[b, a]
-            if e >= 0 and f >= 0:
-                gain += edge[e, f]
-            if e >= 0 and other >= 0:
-                gain += edge[e, other]
-            if back >= 0 and f >= 0:
-                gain += edge[back, f]
-            if back >= 0 and other >= 0:
-                gain += edge[back, other]
+        for e in (source_id[i, j], source_id[j, i]):
+            if e >= 0:
+                for f in (target_id[a, b], target_id[b, a]):
+                    if f >= 0:
+                        gain += edge[e, f]
         if gain > best:
             best, partner = gain, j
     return best, partner
@@ -250,12 +220,12 @@ def _best_partner(source_id, target_id, edge, marginal, p, i):  # type: ignore[n
 
 @_compile
 def _swap_descent(g, p, work, tolerance):  # type: ignore[no-untyped-def]
-    """Exchange pairs of assignments until none gains; ``work.marginal`` must be that of p. Says whether p changed."""
+    """Exchange pairs of assignments until none gains; ``work.marginal`` must be that of p."""
     edge, source_id, target_id = g.edge, g.source_id, g.target_id
     source, source_at, target, target_at = g.source, g.source_at, g.target, g.target_at
     marginal, dirty = work.marginal, work.dirty
     dirty.fill(True)
-    moved, changed = True, False
+    moved = True
     while moved:
         moved = False
         for i in range(len(p)):
@@ -265,17 +235,18 @@ def _swap_descent(g, p, work, tolerance):  # type: ignore[no-untyped-def]
             gain, j = _best_partner(source_id, target_id, edge, marginal, p, i)
             if gain <= tolerance:
                 continue
-            moved = changed = True
+            moved = True
             a, b = p[i], p[j]
             for node, old, new in ((i, a, b), (j, b, a)):
-                _add_pair(source, source_at, target, target_at, edge, marginal, node, old, -1.0)
-                p[node] = new
-                _add_pair(source, source_at, target, target_at, edge, marginal, node, new, 1.0)
-                # Its neighbours' marginals changed, so they are looked at again.
-                dirty[node] = True
-                for q in range(source_at[2 * node], source_at[2 * node + 2]):
-                    dirty[source[q, 1]] = True
-    return changed
+                p[node], dirty[node] = new, True
+                for end in range(2):
+                    for q in range(source_at[2 * node + end], source_at[2 * node + end + 1]):
+                        e, other = source[q, 0], source[q, 1]
+                        dirty[other] = True
+                        for r in range(target_at[2 * old + end], target_at[2 * old + end + 1]):
+                            marginal[other, target[r, 1]] -= edge[e, target[r, 0]]
+                        for r in range(target_at[2 * new + end], target_at[2 * new + end + 1]):
+                            marginal[other, target[r, 1]] += edge[e, target[r, 0]]
 
 
 @_compile
@@ -330,8 +301,9 @@ def _ascend(g, p, work, tolerance):  # type: ignore[no-untyped-def]
     """Best solution reached from permutation p, in place; returns its value."""
     work.duals.fill(0.0)
     _frank_wolfe(g, p, work)
-    value = _marginals(g, p, work.marginal)
-    return _marginals(g, p, work.marginal) if _swap_descent(g, p, work, tolerance) else value
+    _marginals(g, p, work.marginal)
+    _swap_descent(g, p, work, tolerance)
+    return _marginals(g, p, work.marginal)
 
 
 @_compile
@@ -353,7 +325,7 @@ def _start(g, s, noise, picks, spread, pool, pooled, work):  # type: ignore[no-u
     work.duals.fill(0.0)
     if s == 1:
         _bound(g, work.candidate)
-    elif s % 2 == 1:
+    elif s > 1 and (s % 2 == 1 or len(g.vertex) > 32):
         _marginals(g, pool[picks[s] % pooled], work.candidate)
     else:
         _copy(g.vertex, work.candidate)
@@ -368,7 +340,7 @@ def _remember(pool, values, pooled, p, value):  # type: ignore[no-untyped-def]
     """Keep p among the best distinct solutions; returns how many are kept."""
     worst = 0
     for k in range(pooled):
-        if _same(pool[k], p):
+        if (pool[k] == p).all():
             return pooled
         if values[k] < values[worst]:
             worst = k
@@ -385,11 +357,9 @@ def _remember(pool, values, pooled, p, value):  # type: ignore[no-untyped-def]
 def _solve_one(g, starts, noise, picks, patience, given, out, work):  # type: ignore[no-untyped-def]
     nodes = len(out)
     scale = _size(g.vertex) + _size(g.edge)
-    tolerance = _ROUNDING * scale
-    spread = np.std(g.vertex)
-    if spread <= tolerance:
-        spread = scale
-    spread *= 3.0 if nodes <= 64 else 1.5
+    tolerance, spread = _ROUNDING * scale, np.std(g.vertex)
+    spread = spread if spread > tolerance else scale
+    spread *= 3.0 if nodes <= 32 else 1.25
     # A plain 0 would be a type of its own, and its callees compiled twice.
     pool, values, pooled = np.empty((_POOL, nodes), np.int64), np.empty(_POOL), np.int64(0)
     p = np.empty(nodes, np.int64)

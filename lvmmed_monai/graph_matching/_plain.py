@@ -29,7 +29,7 @@ class _Graph:
         scale = max(np.abs(vertex).max(), np.abs(edge).max(initial=0.0))
         self.tolerance = _ROUNDING * scale
         spread = vertex.std()
-        self.spread = (spread if spread > self.tolerance else scale) * (3.0 if self.nodes <= 64 else 1.5)
+        self.spread = (spread if spread > self.tolerance else scale) * (3.0 if self.nodes <= 32 else 1.25)
 
     def marginals(self, p: np.ndarray) -> tuple[np.ndarray, float]:
         """The marginal matrix of permutation p and F(p)."""
@@ -101,7 +101,7 @@ def _start(graph: _Graph, s: int, noise: np.ndarray, pick: int, found: list[np.n
         return _assign(graph.vertex)
     if s == 1:
         return _assign(graph.bound())
-    base = graph.marginals(found[pick % len(found)])[0] if s % 2 == 1 and found else graph.vertex
+    base = graph.marginals(found[pick % len(found)])[0] if found and (s % 2 == 1 or graph.nodes > 32) else graph.vertex
     return _assign(base + graph.spread * noise[s - 2])
 
 

@@ -201,7 +201,7 @@ def _starts(problems: _Problems, first: int, last: int, noise: Tensor) -> Tensor
     """(R, S, N) starts ``first`` to ``last``: assignments of the vertices, of the bound, of either with noise."""
     nodes = problems.vertex.shape[1]
     bases = (problems.vertex, problems.bound() if last > 1 else problems.vertex)
-    spread = (3.0 if nodes <= 64 else 1.5) * problems.spread.view(-1, 1, 1)
+    spread = (3.0 if nodes <= 32 else 1.25) * problems.spread.view(-1, 1, 1)
     gains = [bases[s % 2] + (spread * noise[s - 2] if s > 1 else 0.0) for s in range(first, last)]
     stacked = torch.stack(gains, dim=1)
     return _in_chunks(lambda part: _assign(part, _FINE), stacked.flatten(0, 1)).view(*stacked.shape[:2], nodes)

@@ -166,7 +166,7 @@ class LVMMed:
     def step(self, batch: Mapping[str, Tensor], network: nn.Module) -> dict[str, Any]:
         """ "loss" and named numbers of one batch."""
         result = network(batch["view1"], batch["view2"], batch["location1"], batch["location2"])
-        return {"loss": result["loss"], "training_accuracy": result["training_accuracy"]}
+        return {name: value for name, value in result.items() if name != "graphs"}
 
     def after_step(self, network: nn.Module) -> None:
         """Nothing moves but the weights."""
