@@ -46,7 +46,7 @@ def solve(
 
     Args:
         problem: B problems of N nodes.
-        mode: "linear", "fast" (1 start), "default" (8 starts, 12 for N > 64) or "thorough" (64, or 96).
+        mode: "linear", "fast" (1 start), "default" (8 starts, 12 for N > 64) or "thorough" (64, or 76).
         backend: "numba" (compiled, threads over problems), "torch" (batched tensors on the problem's device, in its
             floating point type), "scipy" (plain Python, slow), or "auto": torch for problems on a GPU, else numba
             where it is installed, else scipy.
@@ -168,8 +168,7 @@ def solve_tensors(
 
 def _starts_of(mode: str, nodes: int) -> int:
     """Number of starts; large graphs have more local optima."""
-    starts = MODES[mode]
-    return starts + starts // 2 if nodes > 64 else starts
+    return {"default": 12, "thorough": 76}.get(mode, MODES[mode]) if nodes > 64 else MODES[mode]
 
 
 def check_names(mode: str, backend: str) -> None:

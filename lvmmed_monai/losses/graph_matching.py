@@ -139,9 +139,9 @@ class GraphMatchingLoss(nn.Module):
         Returns:
             "loss": scalar, the fraction of wrongly matched nodes, mean over graphs;
             "training_accuracy": 1 - loss, of the perturbed matching: with a margin it stays near 0 while learning
-            goes well; "clean_accuracy": the fraction of nodes matched rightly without noise and margin, and
-            "objective_ratio": what that matching reaches, over what the true one does; "skipped": share of second
-            solves that need no solving; "graphs": number of graphs.
+            goes well; "matching_accuracy_in_training": the fraction of nodes matched rightly without noise and
+            margin, and "objective_ratio": what that matching reaches, over what the true one does; "skipped": share
+            of second solves that need no solving; "graphs": number of graphs.
 
         Raises:
             UserError: M does not fit, or maps are missing.
@@ -184,7 +184,7 @@ class GraphMatchingLoss(nn.Module):
         return {
             "loss": loss,
             "training_accuracy": 1.0 - float(loss.detach()),
-            **_clean_measures(problem, gold, options.mode),
+            **_measures_without_noise(problem, gold, options.mode),
             **statistics,
             "graphs": len(groups),
         }
@@ -230,10 +230,10 @@ class GraphMatchingLoss(nn.Module):
 
 
 @torch.no_grad()
-def _clean_measures(problem: GraphMatchingProblem, gold: Tensor, mode: str) -> dict[str, float]:
+def _measures_without_noise(problem: GraphMatchingProblem, gold: Tensor, mode: str) -> dict[str, float]:
     found = solve(problem, "linear" if mode == "linear" else "fast")
     ratio = problem.objective(found).sum() / problem.objective(gold).sum()
-    return {"clean_accuracy": float((found == gold).double().mean()), "objective_ratio": float(ratio)}
+    return {"matching_accuracy_in_training": float((found == gold).double().mean()), "objective_ratio": float(ratio)}
 
 
 @contextmanager

@@ -117,7 +117,9 @@ class LVMMed:
             raise UserError(f"unknown option in views ({error}); lvm_med; see ViewSettings") from None
         self._loss = GraphMatchingLoss(preset, features, **dict(loss_options or {}))
         nodes = self._loss.options.nodes_per_graph
-        self.chance: dict[str, float] = {"matching_accuracy": 1 / nodes, "linear_matching_accuracy": 1 / nodes}
+        self.chance = dict.fromkeys(
+            ("matching_accuracy", "linear_matching_accuracy", "matching_accuracy_in_training"), 1 / nodes
+        )
         self.encoder_name, self.in_channels = encoder_name, in_channels
         self.encoder_options = dict(encoder_options or {})
         self.preset, self.loss_options = preset, dict(loss_options or {})

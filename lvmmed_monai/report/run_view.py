@@ -83,7 +83,8 @@ def _beside(record: Mapping[str, Any], name: str) -> dict[str, float]:
 
 def _comparisons(record: Mapping[str, Any]) -> set[str]:
     """Names of the measures that stand beside another one."""
-    return {form.format(name) for name in record["metrics"] for form in COMPARED.values()} & set(record["metrics"])
+    measured = {*record["metrics"], *record["curves"]}
+    return {form.format(name) for name in measured for form in COMPARED.values()} & set(record["metrics"])
 
 
 def measures(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -137,11 +137,11 @@ def test_wrong_options_are_named() -> None:
         matching_accuracy(embeddings(10), embeddings(10))
 
 
-def test_clean_measures_look_past_the_margin() -> None:
+def test_measures_without_noise_look_past_the_margin() -> None:
     z = embeddings(32)
     result = GraphMatchingLoss("small", margin=1e3)(z, z)
     assert result["training_accuracy"] == 0.0
-    assert result["clean_accuracy"] == 1.0
+    assert result["matching_accuracy_in_training"] == 1.0
     assert result["objective_ratio"] == pytest.approx(1.0)
     assert result["skipped"] == 0.0
     # Of views that hardly agree the best matching reaches more than the true one.
