@@ -47,6 +47,9 @@ class PretrainingRecorder:
         for step, values in history["monitors"]:
             for name, value in values.items():
                 record["curves"].setdefault(name, []).append([step, _finite(value)])
+        for name, value in method.chance.items():
+            if name in record["curves"]:
+                record["metrics"][f"{name}_chance"] = _metric(value, None, method.metric_directions.get(name))
         record["timings"] = dict(history["seconds"])
         if not history["monitors"]:
             return
@@ -57,8 +60,6 @@ class PretrainingRecorder:
             record["metrics"][name] = _metric(value, n, direction)
             if first_step == 0:
                 record["metrics"][f"{name}_untrained"] = _metric(untrained[name], n, direction)
-            if name in method.chance:
-                record["metrics"][f"{name}_chance"] = _metric(method.chance[name], None, direction)
 
 
 class TrainingRecorder:

@@ -115,7 +115,8 @@ def _ranked(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 def key_metric(record: Mapping[str, Any]) -> str | None:
     """The measure that stands for a run, or None where it has none."""
     known = [name for name in _KEY_METRICS if name in record["metrics"]]
-    return next(iter([*known, *record["metrics"]]), None)
+    measured = [name for name in record["metrics"] if name not in _comparisons(record)]
+    return next(iter([*known, *measured]), None)
 
 
 # --- curves ---------------------------------------------------------------------------------------------------

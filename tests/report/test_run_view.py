@@ -60,6 +60,17 @@ def test_running_mean_equals_a_loop() -> None:
     np.testing.assert_allclose(_running_mean(values), expected, rtol=1e-12)
 
 
+def test_a_curve_that_chance_is_known_for_stands_first_also_without_held_out_images() -> None:
+    record = new_results("pretraining", "x", seed=0)
+    record["metrics"] = {"accuracy_chance": _metric(0.25)}
+    record["curves"] = {"loss": [[0, 1.0], [1, 1.0]], "accuracy": [[0, 0.2], [1, 0.4]], "skipped": [[0, 1], [1, 1]]}
+    view = run_view(Source(Path("x"), "x", record))
+    assert [curve["title"] for curve in view["curves"]["first"]] == ["Loss", "Accuracy"]
+    assert [curve["title"] for curve in view["curves"]["others"]] == ["Skipped"]
+    assert not view["measures"]["first"]
+    assert key_metric(record) is None
+
+
 def test_key_metric_is_the_mean_over_classes() -> None:
     record = new_results("evaluation", "x", seed=0)
     assert key_metric(record) is None
