@@ -7,7 +7,7 @@ to `scipy.optimize.linear_sum_assignment` on the same vertex affinities in the s
 milliseconds.
 
 Example:
-    python benchmarks/graph_matching.py --sets medium/16 hard/16 --backends numba torch --others
+    python benchmarks/graph_matching.py --sets medium/16 hard/16 --backends numba torch --others 10
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from other_matchers import other_solvers
 from scipy.optimize import linear_sum_assignment
 
 from lvmmed_monai.errors import UserError
@@ -140,19 +141,54 @@ def measure(name: str, mode: str, backend: str, copies: int) -> dict[str, float]
     batch = repeated(problem, copies if backend == "torch" else 1)
     slow = int(nodes) * MODES[mode] > 1000
     seconds = least_seconds(lambda: solve(batch, mode, backend), 2 if slow else 7) / batch.batch_size
+    return row_of(gap, seconds, linear_seconds(exact.vertex_affinity.numpy()))
+
+
+def measure_others(name: str, problems: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """The same of the first few problems of a set by each solver of another project that is installed."""
+    level, nodes = name.split("/")
+    exact = problem_of(level, int(nodes))
+    best = np.array(BEST_KNOWN["values"][name][:problems])
+    linear = linear_seconds(exact.vertex_affinity.numpy())
+    for solver, prepare in other_solvers(int(nodes)).items():
+        assignments, times = [], []
+        for seed in range(problems):
+            run = prepare(*instance(level, int(nodes), seed))
+            assignments.append(run())
+            times.append(least_seconds(run, 2))
+        given = GraphMatchingProblem(*(part[:problems] for part in parts_of(exact)))
+        gap = (best - given.objective(torch.from_numpy(np.stack(assignments))).numpy()) / np.abs(best)
+        yield solver, row_of(gap, float(np.mean(times)), linear)
+
+
+def row_of(gap: np.ndarray, seconds: float, linear: float) -> dict[str, float]:
+    """Figures of a row: gaps of the problems, seconds per problem, seconds of a linear assignment."""
     return {
         "gap": float(gap.mean()),
         "worst": float(gap.max()),
         "best": float((gap < 1e-6).mean()),
         "ms": 1e3 * seconds,
-        "ratio": seconds / linear_seconds(exact.vertex_affinity.numpy()),
+        "ratio": seconds / linear,
     }
+
+
+def parts_of(problem: GraphMatchingProblem) -> tuple[torch.Tensor, ...]:
+    """What a problem is made of, the edge affinity as a table."""
+    return problem.vertex_affinity, problem.source_edges, problem.target_edges, problem.edge_table()
 
 
 def repeated(problem: GraphMatchingProblem, copies: int) -> GraphMatchingProblem:
     """The batch ``copies`` times over: tensor backends need large ones."""
-    parts = (problem.vertex_affinity, problem.source_edges, problem.target_edges, problem.edge_table())
-    return GraphMatchingProblem(*(part.repeat(copies, 1, 1) for part in parts))
+    return GraphMatchingProblem(*(part.repeat(copies, 1, 1) for part in parts_of(problem)))
+
+
+def rows_of(name: str, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float], int]]:
+    """Solver, figures and number of problems of every row of a set."""
+    for backend in options.backends:
+        for mode in options.modes:
+            yield f"{backend} {mode}", measure(name, mode, backend, options.copies), SEEDS
+    for solver, row in measure_others(name, options.others) if options.others else ():
+        yield solver, row, options.others
 
 
 def main() -> None:
@@ -164,23 +200,22 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", choices=["numba", "torch", "scipy"], default=["numba"])
     parser.add_argument("--copies", type=int, default=13, help="how often the torch backend gets the 20 problems")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    parser.add_argument("--others", type=int, default=0, help="problems of each set for other projects' solvers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = new_results("benchmark", "graph_matching", seed=0)
-    print(f"{'set':<12}{'backend':<8}{'mode':<10}{'gap %':>9}{'worst %':>9}{'best':>7}{'ms':>10}{'x scipy':>9}")
+    print(f"{'set':<12}{'solver':<18}{'gap %':>9}{'worst %':>9}{'best':>7}{'ms':>10}{'x scipy':>9}")
     for name in options.sets:
-        for backend in options.backends:
-            for mode in options.modes:
-                row = measure(name, mode, backend, options.copies)
-                images = int(name.split("/")[1]) / row["ms"] * 1e3
-                print(
-                    f"{name:<12}{backend:<8}{mode:<10}{100 * row['gap']:>9.4f}{100 * row['worst']:>9.3f}"
-                    f"{row['best']:>7.0%}{row['ms']:>10.4f}{row['ratio']:>9.1f}   {images:,.0f} images/s",
-                    flush=True,
-                )
-                for key, value in row.items():
-                    metric = {"value": value, "n": SEEDS, "interval": None, "higher_is_better": key == "best"}
-                    results["metrics"][f"{name}/{backend}/{mode}/{key}"] = metric
+        for solver, row, count in rows_of(name, options):
+            images = int(name.split("/")[1]) / row["ms"] * 1e3
+            print(
+                f"{name:<12}{solver:<18}{100 * row['gap']:>9.4f}{100 * row['worst']:>9.3f}"
+                f"{row['best']:>7.0%}{row['ms']:>10.4f}{row['ratio']:>9.1f}   {images:,.0f} images/s",
+                flush=True,
+            )
+            for key, value in row.items():
+                metric = {"value": value, "n": count, "interval": None, "higher_is_better": key == "best"}
+                results["metrics"][f"{name}/{solver}/{key}"] = metric
     if options.out:
         write_results(options.out, results)
 

@@ -1,7 +1,8 @@
 """Speed of 2D pre-training: images per second and the share of each stage of a step.
 
-A step draws two views of each image, encodes both, matches the graphs and goes backward. Pictures are random and lie
-in memory, so reading and decoding are left out; the views are made in the measuring process, without workers.
+A step draws two views of each image, encodes both, matches them (forward, and backward to the features) and goes
+backward through the encoder. Pictures are random and lie in memory, so reading and decoding are left out; the views are
+made in the measuring process, without workers.
 
 Example:
     python benchmarks/pretrain_2d.py --encoders resnet18 resnet50 --sizes 64 224 --batch-size 64 --steps 10
@@ -61,15 +62,17 @@ def stages_of_step(
 
     batch = {key: value.to(device) for key, value in next(batches).items()}
     mark()
-    maps = network.encoder(torch.cat([batch["view1"], batch["view2"]]))[-1]
-    z1, z2 = network.projector(maps.mean(dim=(2, 3))).chunk(2)
-    mark()
-    map1, map2 = maps.chunk(2)
-    grids = [location_grids(batch[f"location{number}"], *maps.shape[2:]) for number in (1, 2)]
-    loss = network.loss(z1, z2, (map1, map2), (grids[0], grids[1]))["loss"]
+    levels = network.encoder(torch.cat([batch["view1"], batch["view2"]]))
+    found = [network.projector(levels[-1].mean(dim=(2, 3))), levels[network.map_level]]
     mark()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    z, maps = (one.detach().requires_grad_() for one in found)
+    (z1, z2), (map1, map2) = z.chunk(2), maps.chunk(2)
+    grids = [location_grids(batch[f"location{number}"], *maps.shape[2:]) for number in (1, 2)]
+    network.loss(z1, z2, (map1, map2), (grids[0], grids[1]))["loss"].backward()
+    mark()
+    used = [(one, leaf.grad) for one, leaf in zip(found, (z, maps), strict=True) if leaf.grad is not None]
+    torch.autograd.backward(*zip(*used, strict=True))
     optimizer.step()
     mark()
     return [after - before for before, after in pairwise(marks)]
@@ -114,7 +117,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoders", nargs="+", default=["resnet18", "resnet50"], help="2D encoders")
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 224], help="sides of the views in pixels")
     parser.add_argument("--width", type=int, default=64, help="width of the ResNets")
-    parser.add_argument("--preset", choices=["small", "paper"], default="small", help="preset of the loss")
+    parser.add_argument("--preset", choices=["recommended", "paper", "draft"], default="recommended", help="preset of the loss")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step, a multiple of 16")
     parser.add_argument("--picture-side", type=int, default=256, help="side of the source pictures in pixels")
     parser.add_argument("--steps", type=int, default=3, help="measured steps, after two for warming up")

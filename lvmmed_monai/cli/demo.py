@@ -75,7 +75,6 @@ SEGMENT_3D_TRAINING: dict[str, Any] = {
     "val_interval": 9,
 }
 
-GROUP = 16  # images matched with each other; a batch of pre-training in 2D is a multiple
 NEEDED_BYTES = 2_000_000_000
 VOLUME_MODALITIES = ("CT", "MR", "PET")
 # ---------------------------------------------------------------------------------------------------------------
@@ -194,11 +193,8 @@ def _data_settings(datalists: Sequence[Path]) -> list[str]:
 
 
 def _fitting(settings: dict[str, Any], available: int) -> dict[str, Any]:
-    """The settings with a batch that a few studies can fill: whole groups of matched images, or single volumes."""
-    batch = settings["batch_size"]
-    if available < batch:
-        batch = max(GROUP, available // GROUP * GROUP) if batch > GROUP else max(1, available)
-    return {**settings, "batch_size": batch}
+    """The settings with a batch that a few studies can fill."""
+    return {**settings, "batch_size": max(1, min(settings["batch_size"], available))}
 
 
 def _training_amounts(data: Path, datalists: Sequence[Path]) -> tuple[int, int]:

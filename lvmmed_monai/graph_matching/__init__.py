@@ -1,7 +1,7 @@
 """Second-order graph matching: the problem, kNN graphs, affinities, solvers and the differentiable layer."""
 
 from lvmmed_monai.graph_matching.affinity import edge_affinity, edge_directions, global_affinity, local_affinity
-from lvmmed_monai.graph_matching.build import MessagePassing, knn_graph
+from lvmmed_monai.graph_matching.build import MessagePassing, knn_graph, patch_pairs
 from lvmmed_monai.graph_matching.imle import match
 from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
 from lvmmed_monai.graph_matching.solver import BACKENDS, MODES, solve
@@ -17,5 +17,6 @@ __all__ = [
     "knn_graph",
     "local_affinity",
     "match",
+    "patch_pairs",
     "solve",
 ]

@@ -1,4 +1,4 @@
-"""Graphs of embeddings: nearest neighbours, and message passing along them (LVM-Med, Eq. 1)."""
+"""What graphs are built of: patches as nodes, nearest neighbours as edges, message passing (LVM-Med, Eq. 1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["MessagePassing", "knn_graph"]
+__all__ = ["MessagePassing", "knn_graph", "patch_pairs"]
+
+
+# Patches within about this many steps of the map from each other show the same place.
+_PATCH_REACH = 0.5
+_PATCH_CHANCE = 1e-6
 
 
 @torch.no_grad()
@@ -39,6 +44,35 @@ def knn_graph(z: Tensor, k: int) -> Tensor:
     neighbours = distance.sort(dim=2, stable=True).indices[..., :k]
     centres = torch.arange(nodes, device=z.device).view(1, nodes, 1).expand(batch, nodes, k)
     return torch.stack([centres, neighbours], dim=3).reshape(batch, nodes * k, 2)
+
+
+def patch_pairs(maps: tuple[Tensor, Tensor], grids: tuple[Tensor, Tensor], draws: int) -> tuple[Tensor, Tensor]:
+    """Features of patches that both views of an image show: nodes of further graphs with known matches.
+
+    A position of the first map is drawn at random, the rarer the further the nearest position of the second map lies
+    from it in the original image; that position is its partner.
+
+    Args:
+        maps: (M, C, H, W) feature maps of the two views of M images.
+        grids: (M, H, W, 2) places of the map positions in the original images.
+        draws: positions to draw for each image, with replacement.
+
+    Returns:
+        Two (draws, M, C): features of the patches in the first and in the second view.
+    """
+    first, second = (one.flatten(2).transpose(1, 2) for one in maps)
+    with torch.no_grad():
+        here, there = (grid.flatten(1, 2).float() for grid in grids)
+        distance, partner = torch.cdist(here, there, compute_mode="donot_use_mm_for_euclid_dist").min(dim=2)
+        spread = torch.stack([place.amax(1) - place.amin(1) for place in (here, there)]).mean(dim=(0, 2))
+        step = (spread / max(max(maps[0].shape[2:]) - 1, 1)).clamp_min(torch.finfo(spread.dtype).eps)
+        # No image is without a patch to draw, whatever its views share.
+        chance = torch.exp(-((distance / (_PATCH_REACH * step[:, None])) ** 2)) + _PATCH_CHANCE
+        position = torch.multinomial(chance, draws, replacement=True)
+        partner = partner.gather(1, position)
+    pairs = ((first, position), (second, partner))
+    left, right = (one.gather(1, at.unsqueeze(2).expand(-1, -1, one.shape[2])) for one, at in pairs)
+    return left.transpose(0, 1), right.transpose(0, 1)
 
 
 class MessagePassing(nn.Module):

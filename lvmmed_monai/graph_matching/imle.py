@@ -63,6 +63,12 @@ class _Tables:
         edge = self.edge + _gumbel(self.edge, noise[1]) if noise[1] and self.edge.numel() else self.edge
         return replace(self, vertex=vertex - margin * _matrix(gold, vertex.dtype) if margin else vertex, edge=edge)
 
+    def repeated(self, samples: int) -> _Tables:
+        """Each problem ``samples`` times, one after the other."""
+        vertex, edge = self.vertex.repeat_interleave(samples, dim=0), self.edge.repeat_interleave(samples, dim=0)
+        edges = [one.repeat_interleave(samples, dim=0) for one in (self.source_edges, self.target_edges)]
+        return _Tables(vertex, edges[0], edges[1], edge, self.options)
+
     def towards(self, rows: Tensor, direction: Tensor) -> _Tables:
         """Some problems with their vertex affinities moved against ``direction``."""
         edges = self.source_edges[rows], self.target_edges[rows]
@@ -118,7 +124,7 @@ def match(
             device that solves.
         margin: subtracted from the vertex affinity of true pairs, a structured hinge.
         lam: length of the step in the backward pass, > 0.
-        samples: noise samples to average over.
+        samples: noise samples to average over, solved together: tables stand in memory as often.
         mode, backend, seed, patience: of `solve`. In mode "linear" edges play no part and get no gradient.
         statistics: receives "skipped", the share of solves whose second one is known without solving if the loss is
             the Hamming distance to ``target``.
@@ -136,19 +142,18 @@ def match(
         )
     check_names(mode, backend)
     options = {"mode": mode, "backend": backend, "seed": seed, "patience": patience}
-    tables = _Tables.of(problem, options)
-    gold = _gold(target, problem).to(tables.vertex.device)
+    tables = _Tables.of(problem, options).repeated(samples)
+    gold = _gold(target, problem).to(tables.vertex.device).repeat_interleave(samples, dim=0)
     edge = problem.edge_affinity
-    given = edge if isinstance(edge, tuple) else (edge,)
-    results, known = [], []
-    for _ in range(samples):
-        noised = tables.perturbed(gold, (noise_scale_vertex, noise_scale_edge), margin)
-        first = noised.solve()
-        known.append((first == gold).all(1) | (2.0 * lam > noised.slack(gold)))
-        results.append(_Matching.apply(problem.vertex_affinity, noised, first, gold, known[-1], lam, *given))
+    given = (problem.vertex_affinity, *(edge if isinstance(edge, tuple) else (edge,)))
+    vertex, *edges = (one.repeat_interleave(samples, dim=0) for one in given)
+    noised = tables.perturbed(gold, (noise_scale_vertex, noise_scale_edge), margin)
+    first = noised.solve()
+    known = (first == gold).all(1) | (2.0 * lam > noised.slack(gold))
     if statistics is not None:
-        statistics["skipped"] = float(torch.stack(known).double().mean())
-    return torch.stack(results).mean(dim=0) if samples > 1 else results[0]
+        statistics["skipped"] = float(known.double().mean())
+    found = _Matching.apply(vertex, noised, first, gold, known, lam, *edges)
+    return found.unflatten(0, (problem.batch_size, samples)).mean(dim=1)
 
 
 def _gold(target: Tensor | None, problem: GraphMatchingProblem) -> Tensor:

@@ -25,6 +25,7 @@ from lvmmed_monai.graph_matching import (
     knn_graph,
     local_affinity,
     match,
+    patch_pairs,
     solve,
 )
 
@@ -36,8 +37,9 @@ class GraphMatchingOptions:
     """Settings of the loss; the defaults are the paper's, where it states them.
 
     Attributes:
-        nodes_per_graph: images per graph.
-        neighbours: out-edges per node of the kNN graphs, fewer than ``nodes_per_graph``.
+        nodes_per_graph: images per graph; None makes one graph of all images of a batch.
+        neighbours: out-edges per node of the kNN graphs, fewer than ``nodes_per_graph``; unused in mode "linear".
+        standardise: bring each feature, of embeddings and of patches, to mean 0 and variance 1 over the batch.
         alpha: weight of the global against the local vertex affinity; 1 leaves feature maps unused.
         gamma: positions kept in the local matching by place; None keeps all.
         edge_weight: factor of the edge affinities.
@@ -47,13 +49,16 @@ class GraphMatchingOptions:
         samples: noise samples per graph.
         message_passing: None, "gcn" or "residual" graph convolutions before the affinities.
         regroup: how often a batch is cut into groups; 1 takes consecutive images, more take random groups.
-        mode: of the solver.
+        patch_graphs: further cuts of the batch into graphs whose nodes are patches, one of each image, that both of
+            its views show (`graph_matching.patch_pairs`). They use the feature maps and weigh as much as the others.
+        mode: of the solver; "linear" matches by the nodes alone.
         gather: "local" makes graphs of a process's own images; "global" of the images of all processes, which then
             all compute the same loss; gradients go back to the process that an image belongs to.
     """
 
-    nodes_per_graph: int = 16
+    nodes_per_graph: int | None = 16
     neighbours: int = 5
+    standardise: bool = False
     alpha: float = 0.8
     gamma: int | None = 20
     edge_weight: float = 1.0
@@ -64,22 +69,29 @@ class GraphMatchingOptions:
     samples: int = 1
     message_passing: str | None = "gcn"
     regroup: int = 1
+    patch_graphs: int = 0
     mode: str = "default"
     gather: str = "local"
 
 
-#: "paper" learnt nothing from random weights in runs of some hundred steps; "small" does (margin instead of noise,
-#: no message passing, no local term on maps of a few positions, several groupings of each batch).
+#: "paper": the published form; from random weights it learnt nothing in runs of some hundred steps. "draft": the
+#: unfinished trainer in a later repository of the same group, as far as it can be told. "recommended": what won in
+#: `benchmarks/learning_2d.py`.
 PRESETS: dict[str, GraphMatchingOptions] = {
     "paper": GraphMatchingOptions(),
-    "small": GraphMatchingOptions(
+    "draft": GraphMatchingOptions(
+        nodes_per_graph=10, alpha=0.75, edge_weight=0.5, noise_scale_vertex=0.0, noise_scale_edge=0.0, margin=1.0
+    ),
+    "recommended": GraphMatchingOptions(
+        nodes_per_graph=None,
+        standardise=True,
         alpha=1.0,
-        noise_scale_vertex=0.0,
+        noise_scale_vertex=0.1,
         noise_scale_edge=0.0,
-        margin=5.0,
+        samples=16,
         message_passing=None,
-        regroup=8,
-        mode="fast",
+        patch_graphs=4,
+        mode="linear",
     ),
 }
 
@@ -88,7 +100,7 @@ class GraphMatchingLoss(nn.Module):
     """Hamming distance of a differentiable second-order matching to the true one.
 
     Args:
-        preset: "paper" or "small", a key of `PRESETS`.
+        preset: a key of `PRESETS`.
         features: width F of the embeddings; only message passing has weights of that width.
         overrides: single `GraphMatchingOptions` that differ from the preset.
 
@@ -96,7 +108,7 @@ class GraphMatchingLoss(nn.Module):
         UserError: an unknown preset or option, or options that contradict each other.
 
     Example:
-        >>> loss = GraphMatchingLoss("small", nodes_per_graph=4, neighbours=2, regroup=1)
+        >>> loss = GraphMatchingLoss("recommended", nodes_per_graph=4, patch_graphs=0)
         >>> result = loss(torch.eye(8), torch.eye(8))
         >>> float(result["loss"]) >= 0, result["graphs"]
         (True, 2)
@@ -120,7 +132,7 @@ class GraphMatchingLoss(nn.Module):
     @property
     def uses_maps(self) -> bool:
         """Whether `forward` needs feature maps and their grids."""
-        return self.options.alpha < 1.0
+        return self.options.alpha < 1.0 or self.options.patch_graphs > 0
 
     def forward(
         self,
@@ -133,19 +145,26 @@ class GraphMatchingLoss(nn.Module):
 
         Args:
             z1, z2: (M, F) embeddings of the two views; M a multiple of ``nodes_per_graph``.
-            maps: (M, C, H, W) feature maps of the two views; needed when alpha < 1.
-            grids: (M, H, W, 2) places of the map positions in the original images; needed when alpha < 1.
+            maps: (M, C, H, W) feature maps of the two views; needed with alpha < 1 or patch graphs.
+            grids: (M, H, W, 2) places of the map positions in the original images; needed with maps.
 
         Returns:
-            "loss": scalar, the fraction of wrongly matched nodes, mean over graphs;
-            "training_accuracy": 1 - loss, of the perturbed matching: with a margin it stays near 0 while learning
-            goes well; "matching_accuracy_in_training": the fraction of nodes matched rightly without noise and
-            margin, and "objective_ratio": what that matching reaches, over what the true one does; "skipped": share
-            of second solves that need no solving; "graphs": number of graphs.
+            "loss": scalar, the fraction of wrongly matched nodes, mean over graphs (half that of images, half that
+            of patches where there are patch graphs); "training_accuracy": 1 - loss, of the perturbed matching: with
+            a margin it stays near 0 while learning goes well; "matching_accuracy_in_training": the fraction of
+            images matched rightly without noise and margin, and "objective_ratio": what that matching reaches, over
+            what the true one does; "skipped": share of second solves that need no solving; "graphs": number of
+            graphs of images.
 
         Raises:
             UserError: M does not fit, or maps are missing.
         """
+        if self.uses_maps and (maps is None or grids is None):
+            raise UserError(
+                f"feature maps or grids are missing with alpha = {self.options.alpha} and "
+                f"{self.options.patch_graphs} patch graphs; graph matching loss; "
+                "pass maps and grids, or set alpha to 1 and patch_graphs to 0"
+            )
         if self.options.gather == "global":
             with _same_random_numbers():
                 z1, z2 = _gathered((z1, z2))
@@ -155,43 +174,28 @@ class GraphMatchingLoss(nn.Module):
     def _loss(
         self, z1: Tensor, z2: Tensor, maps: tuple[Tensor, Tensor] | None, grids: tuple[Tensor, Tensor] | None
     ) -> dict[str, Any]:
-        groups = self._groups(len(z1))
-        shuffle = _shuffles(len(groups), self.options.nodes_per_graph)
-        # Position j of the second graph holds the image groups[shuffle[j]]: the true match is the inverse permutation.
-        gold = shuffle.argsort(dim=1).to(z1.device)
-        groups, permuted = groups.to(z1.device), groups.gather(1, shuffle).to(z1.device)
         options = self.options
-        statistics: dict[str, float] = {}
         with torch.autocast(z1.device.type, enabled=False):
-            pair = (z1.float()[groups], z2.float()[permuted])
-            local = self._local(maps, grids, groups, permuted)
-            problem = self._problem(pair, local)
-            found = match(
-                problem,
-                gold,
-                noise_scale_vertex=options.noise_scale_vertex,
-                noise_scale_edge=options.noise_scale_edge * options.edge_weight,
-                margin=options.margin,
-                lam=options.lam,
-                samples=options.samples,
-                mode=options.mode,
-                statistics=statistics,
-            )
-            truth = nn.functional.one_hot(gold, options.nodes_per_graph).to(found.dtype)
-            # <v, 1 - v*> + <v*, 1 - v> counts every wrong node twice.
-            hamming = (found * (1 - truth) + truth * (1 - found)).sum((1, 2))
-            loss = (hamming / (2 * options.nodes_per_graph)).mean()
+            graphs = _Graphs.of(self._cuts(len(z1), options.regroup).to(z1.device))
+            local = None
+            if maps is not None and grids is not None:
+                maps = maps[0].float(), maps[1].float()
+                local = self._local(graphs, maps, grids) if options.alpha < 1.0 else None
+            problem = self._problem(graphs, (z1.float(), z2.float()), local)
+            loss, skipped = self._distance(problem, graphs.gold)
+            if options.patch_graphs and maps is not None and grids is not None:
+                loss = (loss + self._distance_of_patches(maps, grids)) / 2
         return {
             "loss": loss,
             "training_accuracy": 1.0 - float(loss.detach()),
-            **_measures_without_noise(problem, gold, options.mode),
-            **statistics,
-            "graphs": len(groups),
+            **_measures_without_noise(problem, graphs.gold, options.mode),
+            "skipped": skipped,
+            "graphs": len(graphs.source),
         }
 
-    def _groups(self, images: int) -> Tensor:
-        """(G, N) image numbers of every graph."""
-        nodes = self.options.nodes_per_graph
+    def _cuts(self, images: int, count: int) -> Tensor:
+        """(G, N) image numbers of every graph of ``count`` cuts of a batch."""
+        nodes = self.options.nodes_per_graph or images
         if images == 0 or images % nodes:
             below, above = images // nodes * nodes, (images // nodes + 1) * nodes
             fits = f"{below} or {above}" if below else f"{above}"
@@ -199,34 +203,87 @@ class GraphMatchingLoss(nn.Module):
                 f"a batch of {images} images cannot be cut into graphs of {nodes}; graph matching loss; "
                 f"use a batch size of {fits}, or another nodes_per_graph"
             )
-        if self.options.regroup == 1:
+        if count == 1:
             return torch.arange(images).view(-1, nodes)
-        return torch.cat([torch.randperm(images).view(-1, nodes) for _ in range(self.options.regroup)])
+        return torch.cat([torch.randperm(images).view(-1, nodes) for _ in range(count)])
 
-    def _local(
-        self, maps: tuple[Tensor, Tensor] | None, grids: tuple[Tensor, Tensor] | None, groups: Tensor, permuted: Tensor
-    ) -> Tensor | None:
-        if not self.uses_maps:
-            return None
-        if maps is None or grids is None:
-            raise UserError(
-                f"feature maps or grids are missing with alpha = {self.options.alpha}; graph matching loss; "
-                "pass maps and grids, or set alpha to 1"
-            )
-        features = maps[0].float()[groups], maps[1].float()[permuted]
-        return local_affinity(*features, grids[0][groups], grids[1][permuted], self.options.gamma)
-
-    def _problem(self, pair: tuple[Tensor, Tensor], local: Tensor | None) -> GraphMatchingProblem:
+    def _distance(self, problem: GraphMatchingProblem, gold: Tensor) -> tuple[Tensor, float]:
+        """Fraction of wrong nodes of the perturbed matching, and the share of second solves that are known."""
         options = self.options
-        source, target = pair
-        edges = knn_graph(source, options.neighbours), knn_graph(target, options.neighbours)
+        statistics: dict[str, float] = {}
+        found = match(
+            problem,
+            gold,
+            noise_scale_vertex=options.noise_scale_vertex,
+            noise_scale_edge=options.noise_scale_edge * options.edge_weight,
+            margin=options.margin,
+            lam=options.lam,
+            samples=options.samples,
+            mode=options.mode,
+            statistics=statistics,
+        )
+        truth = nn.functional.one_hot(gold, problem.nodes).to(found.dtype)
+        # <v, 1 - v*> + <v*, 1 - v> counts every wrong node twice.
+        hamming = (found * (1 - truth) + truth * (1 - found)).sum((1, 2))
+        return (hamming / (2 * problem.nodes)).mean(), statistics["skipped"]
+
+    def _distance_of_patches(self, maps: tuple[Tensor, Tensor], grids: tuple[Tensor, Tensor]) -> Tensor:
+        draws, images = self.options.patch_graphs, len(maps[0])
+        first, second = (patches.flatten(0, 1) for patches in patch_pairs(maps, grids, draws))
+        cuts = self._cuts(images, draws).to(first.device)
+        # One cut for each draw: graphs of draw d hold the rows d M to (d + 1) M of the patches.
+        start = torch.arange(draws, device=cuts.device).repeat_interleave(len(cuts) // draws) * images
+        graphs = _Graphs.of(cuts + start.unsqueeze(1))
+        return self._distance(self._problem(graphs, (first, second)), graphs.gold)[0]
+
+    def _local(self, graphs: _Graphs, maps: tuple[Tensor, Tensor], grids: tuple[Tensor, Tensor]) -> Tensor:
+        source, target = graphs.source, graphs.target
+        if source.numel() * source.shape[1] > len(maps[0]) ** 2:
+            # Several cuts meet most pairs of the batch more than once: each pair of images once.
+            whole = local_affinity(maps[0][None], maps[1][None], grids[0][None], grids[1][None], self.options.gamma)
+            return whole[0, source.unsqueeze(2), target.unsqueeze(1)]
+        return local_affinity(maps[0][source], maps[1][target], grids[0][source], grids[1][target], self.options.gamma)
+
+    def _problem(
+        self, graphs: _Graphs, embeddings: tuple[Tensor, Tensor], local: Tensor | None = None
+    ) -> GraphMatchingProblem:
+        options = self.options
+        if options.standardise:
+            embeddings = _standardised(*embeddings)
+        source, target = embeddings[0][graphs.source], embeddings[1][graphs.target]
+        by_nodes = options.mode == "linear" and self.message_passing is None
+        edges = [graphs.no_edges()] * 2 if by_nodes else [knn_graph(z, options.neighbours) for z in (source, target)]
         if self.message_passing is not None:
             source, target = self.message_passing(source, edges[0]), self.message_passing(target, edges[1])
         vertex = global_affinity(source, target)
         if local is not None:
             vertex = options.alpha * vertex + (1 - options.alpha) * local
         features = options.edge_weight * edge_directions(source, edges[0]), edge_directions(target, edges[1])
-        return GraphMatchingProblem(vertex, *edges, features)
+        return GraphMatchingProblem(vertex, edges[0], edges[1], features)
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """(G, N) numbers of the images of each source and target graph, and the true assignment between them."""
+
+    source: Tensor
+    target: Tensor
+    gold: Tensor
+
+    @staticmethod
+    def of(groups: Tensor) -> _Graphs:
+        # Position j of the target holds the image groups[shuffle[j]]: the true match is the inverse permutation.
+        shuffle = _shuffles(*groups.shape).to(groups.device)
+        return _Graphs(groups, groups.gather(1, shuffle), shuffle.argsort(dim=1))
+
+    def no_edges(self) -> Tensor:
+        return self.source.new_zeros(len(self.source), 0, 2)
+
+
+def _standardised(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, F) features of two views with mean 0 and variance 1 over both."""
+    both = nn.functional.batch_norm(torch.cat([first, second]), None, None, training=True)
+    return both[: len(first)], both[len(first) :]
 
 
 @torch.no_grad()
@@ -264,15 +321,16 @@ def _gathered(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def _check(options: GraphMatchingOptions) -> None:
     if options.gather not in ("local", "global"):
         raise UserError(f"gather = {options.gather!r}; graph matching loss; choose 'local' or 'global'")
-    if not 1 <= options.neighbours < options.nodes_per_graph:
+    nodes = options.nodes_per_graph
+    if options.mode != "linear" and not 1 <= options.neighbours < (nodes or options.neighbours + 1):
         raise UserError(
-            f"{options.neighbours} neighbours in graphs of {options.nodes_per_graph} nodes; graph matching loss; "
+            f"{options.neighbours} neighbours in graphs of {nodes} nodes; graph matching loss; "
             "give at least 1 neighbour and more nodes than neighbours"
         )
-    if not 0.0 <= options.alpha <= 1.0 or options.regroup < 1:
+    if not 0.0 <= options.alpha <= 1.0 or options.regroup < 1 or options.patch_graphs < 0:
         raise UserError(
-            f"alpha = {options.alpha}, regroup = {options.regroup}; graph matching loss; "
-            "give alpha between 0 and 1 and regroup of at least 1"
+            f"alpha = {options.alpha}, regroup = {options.regroup}, patch_graphs = {options.patch_graphs}; "
+            "graph matching loss; give alpha between 0 and 1, regroup of at least 1 and no negative patch_graphs"
         )
 
 

@@ -25,6 +25,11 @@ _LOG = logging.getLogger(__name__)
 # Monitors draw the same views, groups and node orders at every step of every run.
 _MONITOR_SEED = 20230619
 _MONITOR_BATCH = 64
+_MONITOR_NODES = 16
+# The local term compares all positions of all images: tables grow with the fourth power of a map's side.
+_LARGEST_MAP = 14
+# Projector, and feature map (from the coarsest backwards) for the local term and the patch graphs.
+_FORM_OF_PRESET = {"paper": ("linear", -1), "draft": ("mlp", -1), "recommended": ("none", -2)}
 
 
 class LVMMedNetwork(nn.Module):
@@ -34,13 +39,15 @@ class LVMMedNetwork(nn.Module):
         encoder: 2D encoder.
         projector: pooled coarsest features (M, C) to embeddings.
         loss: the matching loss; its message passing may have weights.
+        map_level: which of the encoder's feature maps the loss gets, -1 is the coarsest.
     """
 
-    def __init__(self, encoder: nn.Module, projector: nn.Module, loss: GraphMatchingLoss) -> None:
+    def __init__(self, encoder: nn.Module, projector: nn.Module, loss: GraphMatchingLoss, map_level: int = -1) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.loss = loss
+        self.map_level = map_level
 
     def features(self, images: Tensor) -> Tensor:
         """(M, C) averages of the coarsest feature map."""
@@ -54,12 +61,12 @@ class LVMMedNetwork(nn.Module):
             location1, location2: (M, 5) places of the views.
         """
         # Both views in one pass: batch normalisation sees one common distribution.
-        maps = self.encoder(torch.cat([view1, view2]))[-1]
-        z1, z2 = self.projector(maps.mean(dim=(2, 3))).chunk(2)
+        maps = self.encoder(torch.cat([view1, view2]))
+        z1, z2 = self.projector(maps[-1].mean(dim=(2, 3))).chunk(2)
         if not self.loss.uses_maps:
             return self.loss(z1, z2)
-        map1, map2 = maps.chunk(2)
-        shape = maps.shape[2:]
+        map1, map2 = _reduced(maps[self.map_level]).chunk(2)
+        shape = map1.shape[2:]
         grids = location_grids(location1, *shape), location_grids(location2, *shape)
         return self.loss(z1, z2, (map1, map2), grids)
 
@@ -71,11 +78,14 @@ class LVMMed:
         encoder_name: a 2D encoder of `networks.ENCODERS`.
         in_channels: 3 or 1; grey images are repeated.
         encoder_options: of `networks.build_encoder`.
-        preset: of `GraphMatchingLoss`. "small" is the default because it learns from random weights within minutes;
-            "paper" is the published form, for long runs or released weights.
+        preset: of `GraphMatchingLoss`. "recommended" learns from random weights within minutes; "paper" is the
+            published form, for long runs or released weights.
         loss_options: single options that differ from the preset.
-        projector: "linear", the published form, or "mlp" (256 units, batch norm, ReLU); None goes by the preset.
-        features: width of the embeddings.
+        projector: "linear", the published form, "mlp" (256 units, batch norm, ReLU), or "none": the pooled features
+            themselves are matched; None goes by the preset.
+        map_level: feature map for the local term and for patch graphs, -1 the coarsest, -2 twice as fine; None goes
+            by the preset.
+        features: width of the embeddings of a projector.
         views: options of `transforms.views_2d.ViewSettings`; ``size`` is the side of the views in pixels.
         planes: anatomical planes in which volumes are cut.
         cache_size: longer side of the cached pictures.
@@ -99,27 +109,30 @@ class LVMMed:
         encoder_name: str = "resnet50",
         in_channels: int = 3,
         encoder_options: Mapping[str, Any] | None = None,
-        preset: str = "small",
+        preset: str = "recommended",
         loss_options: Mapping[str, Any] | None = None,
         projector: str | None = None,
+        map_level: int | None = None,
         features: int = 128,
         views: Mapping[str, Any] | None = None,
         planes: Sequence[str] = ("axial",),
         cache_size: int = 256,
         monitor_images: int = 512,
     ) -> None:
-        projector = projector or ("linear" if preset == "paper" else "mlp")
-        if projector not in ("linear", "mlp"):
-            raise UserError(f"unknown projector {projector!r}; lvm_med; choose 'linear' or 'mlp'")
         try:
             self._view_settings = ViewSettings(**dict(views or {}))
         except TypeError as error:
             raise UserError(f"unknown option in views ({error}); lvm_med; see ViewSettings") from None
         self._loss = GraphMatchingLoss(preset, features, **dict(loss_options or {}))
+        form = _FORM_OF_PRESET[preset]
+        projector = form[0] if projector is None else projector
+        if projector not in ("linear", "mlp", "none"):
+            raise UserError(f"unknown projector {projector!r}; lvm_med; choose 'linear', 'mlp' or 'none'")
+        self._map_level = form[1] if map_level is None else map_level
         nodes = self._loss.options.nodes_per_graph
-        self.chance = dict.fromkeys(
-            ("matching_accuracy", "linear_matching_accuracy", "matching_accuracy_in_training"), 1 / nodes
-        )
+        self.chance = dict.fromkeys(("matching_accuracy", "linear_matching_accuracy"), 1 / _MONITOR_NODES)
+        if nodes:
+            self.chance["matching_accuracy_in_training"] = 1 / nodes
         self.encoder_name, self.in_channels = encoder_name, in_channels
         self.encoder_options = dict(encoder_options or {})
         self.preset, self.loss_options = preset, dict(loss_options or {})
@@ -134,8 +147,17 @@ class LVMMed:
             encoder = build_encoder(self.encoder_name, self.in_channels, **self.encoder_options)
             if encoder.spatial_dims != 2:
                 raise UserError(f"encoder {self.encoder_name!r} is 3D; lvm_med trains 2D encoders; choose a 2D encoder")
+            if (
+                self._loss.options.message_passing
+                and self.projector == "none"
+                and encoder.channels[-1] != self.features
+            ):
+                raise UserError(
+                    f"features = {self.features} but the encoder gives {encoder.channels[-1]}; lvm_med; "
+                    "message passing without a projector needs them equal"
+                )
             projector = _projector(self.projector, encoder.channels[-1], self.features)
-            self._network = LVMMedNetwork(encoder, projector, self._loss)
+            self._network = LVMMedNetwork(encoder, projector, self._loss, self._map_level)
         return self._network
 
     def encoder(self) -> nn.Module:
@@ -182,17 +204,16 @@ class LVMMed:
         The network's mode and buffers are left as they were.
 
         Returns:
-            "matching_accuracy": noise-free second-order matching in random groups; "linear_matching_accuracy": the
-            same without edges; "retrieval_at_1": fraction of images whose second view is the nearest of all;
+            "matching_accuracy": noise-free second-order matching in random groups of 16; "linear_matching_accuracy":
+            the same without edges; "retrieval_at_1": fraction of images whose second view is the nearest of all;
             "effective_rank": exp entropy of the principal variances. NaN where there are too few images.
         """
-        nodes = self._loss.options.nodes_per_graph
         order = np.random.default_rng(_MONITOR_SEED).permutation(len(dataset))[: self.monitor_images]
-        if len(order) < nodes:
-            _LOG.warning("%d held-out pictures are too few for graphs of %d: no monitors", len(order), nodes)
+        if len(order) < _MONITOR_NODES:
+            _LOG.warning("%d held-out pictures are too few for graphs of %d: no monitors", len(order), _MONITOR_NODES)
             return dict.fromkeys(self.metric_directions, float("nan"))
         f1, f2 = self._centred_features(dataset, order)
-        match = partial(matching_accuracy, f1, f2, nodes, neighbours=self._loss.options.neighbours, seed=_MONITOR_SEED)
+        match = partial(matching_accuracy, f1, f2, _MONITOR_NODES, seed=_MONITOR_SEED)
         nearest = (nn.functional.normalize(f1) @ nn.functional.normalize(f2).T).argmax(dim=1)
         return {
             "matching_accuracy": match(),
@@ -216,7 +237,15 @@ class LVMMed:
         return f1, f2
 
 
+def _reduced(maps: Tensor) -> Tensor:
+    """(M, C, H, W) maps averaged to at most `_LARGEST_MAP` positions a side."""
+    size = (min(maps.shape[2], _LARGEST_MAP), min(maps.shape[3], _LARGEST_MAP))
+    return maps if size == maps.shape[2:] else nn.functional.adaptive_avg_pool2d(maps, size)
+
+
 def _projector(kind: str, channels: int, features: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(channels, features)
     # No bias before a normalisation, which would take it away again.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvmmed_monai.errors import UserError
-from lvmmed_monai.graph_matching import edge_affinity, global_affinity, local_affinity
+from lvmmed_monai.graph_matching import MessagePassing, edge_affinity, global_affinity, local_affinity
 from lvmmed_monai.transforms.views_2d import location_grids
 
 
@@ -106,3 +106,21 @@ def test_maps_and_grids_must_fit() -> None:
         local_affinity(
             torch.zeros(1, 2, 3, 4, 4), torch.zeros(1, 2, 3, 4, 4), torch.zeros(1, 2, 4, 4, 2), torch.zeros(2)
         )
+
+
+def test_gradients_of_all_that_is_smooth() -> None:
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    torch.manual_seed(5)
+    edges = torch.tensor([[[0, 1], [1, 2], [2, 0]]])
+    left, right = numbers(1, 3, 4), numbers(1, 3, 4)
+    assert torch.autograd.gradcheck(global_affinity, (left, right))
+    assert torch.autograd.gradcheck(lambda a, b: edge_affinity(a, b, edges, edges), (left, right))
+    for form in ("gcn", "residual"):
+        passing = MessagePassing(4, form).double()  # type: ignore[arg-type]
+        assert torch.autograd.gradcheck(lambda a, passing=passing: passing(a, edges), (left,))
+    # The choice of partners is piecewise constant: a small step does not change it.
+    places = torch.rand(2, 1, 2, 2, 2, 2, dtype=torch.float64)
+    maps = numbers(1, 2, 3, 2, 2), numbers(1, 2, 3, 2, 2)
+    assert torch.autograd.gradcheck(lambda a, b: local_affinity(a, b, places[0], places[1], 3), maps)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lvmmed_monai.errors import UserError
-from lvmmed_monai.graph_matching import MessagePassing, knn_graph
+from lvmmed_monai.graph_matching import MessagePassing, knn_graph, patch_pairs
+from lvmmed_monai.transforms.views_2d import location_grids
 
 
 def test_neighbours_are_the_nearest_others() -> None:
@@ -55,3 +56,45 @@ def test_message_passing_averages_own_neighbours(form: str) -> None:
     expected = average(torch.relu(average(z[0] @ first.T)) @ second.T)
     expected = z[0] + 0.1 * expected if form == "residual" else expected
     torch.testing.assert_close(network(z, edges)[0], expected)
+
+
+def places_as_features(locations: list[list[float]], side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps whose features are the places themselves, (M, 2, side, side), and their grids."""
+    grids = location_grids(torch.tensor(locations), side, side)
+    return grids.permute(0, 3, 1, 2), grids
+
+
+def test_patches_of_a_pair_show_the_same_place() -> None:
+    # Equal crops, a mirrored one, and crops that share a quarter of their area.
+    first, grid1 = places_as_features([[0, 0, 40, 40, 0], [0, 0, 40, 40, 0], [0, 0, 40, 40, 0]], 4)
+    second, grid2 = places_as_features([[0, 0, 40, 40, 0], [0, 0, 40, 40, 1], [20, 20, 40, 40, 0]], 4)
+    torch.manual_seed(0)
+    left, right = patch_pairs((first, second), (grid1, grid2), 100)
+    assert left.shape == (100, 3, 2)
+    torch.testing.assert_close(left[:, :2], right[:, :2])
+    same = (left[:, 2] == right[:, 2]).all(dim=1)
+    assert float(same.double().mean()) > 0.9
+    # Every place that both show is drawn.
+    shared = [left[:, 0], left[:, 1], left[same, 2]]
+    assert [len({tuple(place) for place in one.tolist()}) for one in shared] == [16, 16, 4]
+
+
+def test_patches_follow_the_nearest_place_and_carry_gradients() -> None:
+    first, grid1 = places_as_features([[0, 0, 32, 32, 0]], 4)
+    second, grid2 = places_as_features([[3, 5, 24, 20, 1]], 4)
+    first, second = first.clone().requires_grad_(), second.clone().requires_grad_()
+    left, right = patch_pairs((first, second), (grid1, grid2), 200)
+    there = grid2.flatten(0, 2)
+    for here, found in zip(left[:, 0].detach(), right[:, 0].detach(), strict=True):
+        torch.testing.assert_close(found, there[(there - here).norm(dim=1).argmin()])
+    assert float((left - right).detach().norm(dim=2).median()) < 4
+    (left.sum() + right.sum()).backward()
+    assert first.grad is not None
+    assert float(first.grad.sum()) == float(second.grad.sum()) == 400  # type: ignore[union-attr]
+
+
+def test_images_without_a_common_place_still_give_patches() -> None:
+    first, grid1 = places_as_features([[0, 0, 10, 10, 0]], 1)
+    second, grid2 = places_as_features([[500, 500, 10, 10, 0]], 1)
+    left, _ = patch_pairs((first, second), (grid1, grid2), 3)
+    assert left.shape == (3, 1, 2)

@@ -78,7 +78,7 @@ def test_overflowed_loss_scale_is_passed_on() -> None:
 @pytest.mark.parametrize("margin", [0.0, 5.0])
 @pytest.mark.parametrize("lam", [3.0, 20.0, 80.0])
 def test_skipping_the_second_solve_changes_nothing(lam: float, margin: float) -> None:
-    problem = random_problem(3, 6, 12, edges=(12, 15))
+    problem = random_problem(3, 6, 40, edges=(12, 15))
     options = {
         "lam": lam,
         "margin": margin,

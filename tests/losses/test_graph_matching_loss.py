@@ -3,18 +3,35 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
 from lvmmed_monai.errors import UserError
+from lvmmed_monai.graph_matching import GraphMatchingProblem, match
 from lvmmed_monai.losses.graph_matching import PRESETS, GraphMatchingLoss, matching_accuracy
 from lvmmed_monai.transforms.views_2d import location_grids
+
+#: Second order with a margin, without noise, maps and weights.
+MARGIN = {
+    "alpha": 1.0,
+    "noise_scale_vertex": 0.0,
+    "noise_scale_edge": 0.0,
+    "margin": 5.0,
+    "message_passing": None,
+    "regroup": 8,
+    "mode": "fast",
+}
+
+
+def margin_loss(**options: object) -> GraphMatchingLoss:
+    return GraphMatchingLoss("paper", **{**MARGIN, **options})
 
 
 def quiet(**options: object) -> GraphMatchingLoss:
     """The loss without anything random but the order of nodes."""
-    return GraphMatchingLoss("small", margin=0.0, **options)
+    return margin_loss(margin=0.0, **options)
 
 
 def embeddings(images: int, features: int = 12, seed: int = 0) -> torch.Tensor:
@@ -39,7 +56,7 @@ def test_loss_is_the_fraction_of_wrong_nodes() -> None:
 
 def test_margin_asks_for_more_than_the_right_match() -> None:
     z = embeddings(16)
-    assert float(GraphMatchingLoss("small", margin=1e3)(z, z)["loss"]) == 1.0
+    assert float(margin_loss(margin=1e3)(z, z)["loss"]) == 1.0
 
 
 @pytest.mark.parametrize("mode", ["linear", "fast"])
@@ -59,7 +76,7 @@ def test_equal_embeddings_match_by_chance_only() -> None:
 def gradient(weight: float, **options: object) -> torch.Tensor:
     z1, z2 = embeddings(32, seed=3).requires_grad_(), embeddings(32, seed=4)
     torch.manual_seed(1)
-    (weight * GraphMatchingLoss("small", **options)(z1, z2)["loss"]).backward()
+    (weight * margin_loss(**options)(z1, z2)["loss"]).backward()
     assert z1.grad is not None
     return z1.grad
 
@@ -75,7 +92,7 @@ def test_gradient_scaling_changes_no_step() -> None:
         layer = torch.nn.Linear(12, 8)
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        loss = GraphMatchingLoss("small")(layer(embeddings(32, seed=5)), layer(embeddings(32, seed=6)))["loss"]
+        loss = margin_loss()(layer(embeddings(32, seed=5)), layer(embeddings(32, seed=6)))["loss"]
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         return layer.weight.detach().clone()
@@ -86,7 +103,7 @@ def test_gradient_scaling_changes_no_step() -> None:
 def test_descent_reaches_the_true_match() -> None:
     torch.manual_seed(7)
     z1, z2 = embeddings(16, seed=7).requires_grad_(), embeddings(16, seed=8)
-    loss = GraphMatchingLoss("small", margin=1.0, regroup=1)
+    loss = margin_loss(margin=1.0, regroup=1)
     assert matching_accuracy(z1, z2) < 0.3
     for _ in range(100):
         (grad,) = torch.autograd.grad(loss(z1, z2)["loss"], z1)
@@ -108,14 +125,14 @@ def test_paper_preset_with_maps_reaches_every_weight() -> None:
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_autocast_computes_in_float32(preset: str) -> None:
-    loss = GraphMatchingLoss(preset, features=12, alpha=1.0)
-    z = embeddings(16).bfloat16()
+    loss = GraphMatchingLoss(preset, features=12, alpha=1.0, patch_graphs=0)
+    z = embeddings(loss.options.nodes_per_graph or 16).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert loss(z, z)["loss"].dtype == torch.float32
 
 
 def test_batch_sizes_that_fit_are_named() -> None:
-    loss = GraphMatchingLoss("small")
+    loss = margin_loss()
     with pytest.raises(UserError, match=r"40 images.*32 or 48"):
         loss(embeddings(40), embeddings(40))
     with pytest.raises(UserError, match=r"7 images.*batch size of 16"):
@@ -123,14 +140,14 @@ def test_batch_sizes_that_fit_are_named() -> None:
 
 
 def test_wrong_options_are_named() -> None:
-    with pytest.raises(UserError, match=r"unknown preset 'large'.*paper, small"):
+    with pytest.raises(UserError, match=r"unknown preset 'large'.*paper, draft, recommended"):
         GraphMatchingLoss("large")
     with pytest.raises(UserError, match="unknown option 'margins'"):
-        GraphMatchingLoss("small", margins=3)
+        GraphMatchingLoss(margins=3)
     with pytest.raises(UserError, match="5 neighbours in graphs of 5"):
-        GraphMatchingLoss("small", nodes_per_graph=5)
+        GraphMatchingLoss(nodes_per_graph=5)
     with pytest.raises(UserError, match="alpha = 2"):
-        GraphMatchingLoss("small", alpha=2)
+        GraphMatchingLoss(alpha=2)
     with pytest.raises(UserError, match="maps or grids are missing"):
         GraphMatchingLoss("paper")(embeddings(16, 128), embeddings(16, 128))
     with pytest.raises(UserError, match="10 images for graphs of 16"):
@@ -139,13 +156,13 @@ def test_wrong_options_are_named() -> None:
 
 def test_measures_without_noise_look_past_the_margin() -> None:
     z = embeddings(32)
-    result = GraphMatchingLoss("small", margin=1e3)(z, z)
+    result = margin_loss(margin=1e3)(z, z)
     assert result["training_accuracy"] == 0.0
     assert result["matching_accuracy_in_training"] == 1.0
     assert result["objective_ratio"] == pytest.approx(1.0)
     assert result["skipped"] == 0.0
     # Of views that hardly agree the best matching reaches more than the true one.
-    assert GraphMatchingLoss("small")(z, z + embeddings(32, seed=1))["objective_ratio"] > 1.05
+    assert margin_loss()(z, z + embeddings(32, seed=1))["objective_ratio"] > 1.05
 
 
 def _global_loss(z1: torch.Tensor, z2: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -188,3 +205,45 @@ def test_lazy_exports() -> None:
     assert "VoCoLoss" in dir(losses)
     with pytest.raises(AttributeError):
         losses.NoSuchLoss  # noqa: B018
+
+
+def test_one_graph_of_all_images() -> None:
+    z = embeddings(21)
+    result = GraphMatchingLoss("recommended", noise_scale_vertex=0.0, patch_graphs=0)(z, z)
+    assert (result["graphs"], float(result["loss"])) == (1, 0.0)
+
+
+def test_noise_samples_average_to_the_chance_of_each_matching() -> None:
+    vertex, scale, rng = torch.tensor([[0.9, 0.5], [0.4, 0.7]]), 0.3, np.random.default_rng(0)
+    noise = rng.gumbel(scale=scale, size=(200_000, 2, 2))
+    noised = vertex.numpy() + noise
+    right = float((noised[:, 0, 0] + noised[:, 1, 1] > noised[:, 0, 1] + noised[:, 1, 0]).mean())
+    edges = torch.zeros(1, 0, 2, dtype=torch.int64)
+    problem = GraphMatchingProblem(vertex[None], edges, edges, torch.zeros(1, 0, 0))
+    torch.manual_seed(0)
+    found = match(problem, noise_scale_vertex=scale, noise_scale_edge=0.0, samples=20_000, mode="linear")
+    assert float(found[0, 0, 0]) == pytest.approx(right, abs=0.015)
+
+
+def test_patches_train_through_maps_alone() -> None:
+    torch.manual_seed(10)
+    loss = GraphMatchingLoss("recommended", nodes_per_graph=8)
+    z = embeddings(16)
+    maps = [torch.randn(16, 6, 4, 4, requires_grad=True) for _ in range(2)]
+    location = torch.tensor([[0.0, 0.0, 32.0, 32.0, 0.0]]).expand(16, 5)
+    grids = location_grids(location, 4, 4), location_grids(location, 4, 4)
+    with pytest.raises(UserError, match="4 patch graphs"):
+        loss(z, z)
+    loss(z, z, tuple(maps), grids)["loss"].backward()
+    assert all(one.grad is not None and float(one.grad.abs().sum()) > 0 for one in maps)
+
+
+def test_standardising_removes_offset_and_scale() -> None:
+    z1 = embeddings(32, seed=1)
+    z2 = z1 + 0.5 * embeddings(32, seed=2)
+    scale, offset = torch.linspace(0.5, 9.0, 12), torch.linspace(-5.0, 5.0, 12)
+    loss = margin_loss(standardise=True, regroup=1)
+    torch.manual_seed(3)
+    plain = loss(z1, z2)["objective_ratio"]
+    torch.manual_seed(3)
+    assert loss(scale * z1 + offset, scale * z2 + offset)["objective_ratio"] == pytest.approx(plain, rel=1e-3)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import write_json
-from lvmmed_monai.methods.lvm_med import LVMMed
+from lvmmed_monai.methods.lvm_med import LVMMed, _reduced
 
 SMALL: dict[str, Any] = {
     "encoder_name": "resnet18",
@@ -128,7 +128,7 @@ def train(method: LVMMed, dataset: Any, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("preset", ["small", "paper"])
+@pytest.mark.parametrize("preset", ["recommended", "paper"])
 def test_a_step_moves_every_weight(dataset: Any, preset: str) -> None:
     torch.manual_seed(0)
     method = LVMMed(**SMALL, preset=preset)
@@ -155,7 +155,7 @@ def test_monitors_leave_no_trace_and_repeat(dataset: Any) -> None:
     assert modes == [module.training for module in network.modules()]
     assert 0 <= first["matching_accuracy"] <= 1
     assert 1 <= first["effective_rank"] <= 32
-    assert method.chance["matching_accuracy"] == 1 / 8
+    assert method.chance["matching_accuracy"] == 1 / 16
 
 
 def test_monitors_need_enough_pictures(pool: list[Path], tmp_path: Path) -> None:
@@ -197,3 +197,14 @@ def test_wrong_options_are_named(dataset: Any, pool: list[Path], tmp_path: Path)
     method = LVMMed(**SMALL)
     with pytest.raises(UserError, match=r"12 images.*8 or 16"):
         method.step(batch, method.network())
+
+
+def test_large_maps_are_averaged() -> None:
+    maps = torch.arange(28.0).expand(1, 2, 28, 28)
+    assert torch.equal(_reduced(maps), (torch.arange(14.0) * 2 + 0.5).expand(1, 2, 14, 14))
+    assert _reduced(maps[..., :5, :14]).shape == (1, 2, 5, 14)
+
+
+def test_message_passing_needs_the_width_of_the_features() -> None:
+    with pytest.raises(UserError, match="features = 128 but the encoder gives 32"):
+        LVMMed(**SMALL, preset="paper", projector="none").network()

@@ -1,0 +1,307 @@
+"""What 2D encoders learn: settings of the graph matching loss beside InfoNCE, on equal images, views and steps.
+
+A small ResNet-18 (width 16) learns from random weights: 64 pairs of 64-pixel views a step, Adam 0.003 with cosine.
+Every setting of a seed gets the same views and starts from the same weights. Each set of images is given as one or
+more datalists joined by commas; at most 1000 images a set are learnt from and 160 of its validation and test sections
+held out. Half of these served to choose the settings; the figures are those of the other half, mean of six draws of
+the views, on pooled, centred features:
+
+    r@1         how often an image's second view is the nearest of those of all held-out images
+    mixed, set  second-order matching without noise in groups of 16, of all sets and of one set (chance .06)
+    rank        effective rank of the features
+    probe       area under the ROC curve of a logistic regression on the features of unchanged images (--probe)
+
+Several processes with the same command and folder share the work; a run that is done is not repeated.
+
+Example:
+    lvmmed ingest --manifest data_manifests/color/isic_dermoscopy.json --root DATA/isic_dermoscopy --out isic
+    lvmmed ingest --manifest data_manifests/xray/pneumoniamnist.json --root DATA/pneumoniamnist --out pneumonia
+    python benchmarks/learning_2d.py --sets isic/datalist.json pneumonia/datalist.json --probe pneumonia/datalist.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from learning_settings import SETTINGS, Setting
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from lvmmed_monai.data.datalist import load_pool
+from lvmmed_monai.data.sampling import StepBatchSampler
+from lvmmed_monai.engines import warmup_cosine
+from lvmmed_monai.files import read_json, write_json
+from lvmmed_monai.losses import matching_accuracy
+from lvmmed_monai.methods._pictures import ViewPairs, view_pairs
+from lvmmed_monai.methods.lvm_med import LVMMedNetwork, _batch_statistics, _effective_rank, _projector
+from lvmmed_monai.networks import build_encoder
+from lvmmed_monai.results import new_results, peak_memory_mb, write_results
+from lvmmed_monai.transforms.views_2d import ViewParameters, ViewSettings, apply_view
+
+SIZE, BATCH, RATE = 64, 64, 3e-3
+LEARNT, HELD_OUT, DRAWS = 1000, 160, 6
+MEASURES = ("r@1", "mixed", "set", "rank")
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+class Pictures:
+    """Images of all sets: to learn from, and held out with the number of their set."""
+
+    def __init__(self, sets: list[str], folder: Path) -> None:
+        rng = np.random.default_rng(0)
+        self.learnt: list[tuple[ViewPairs, int]] = []
+        self.held: list[tuple[ViewPairs, int]] = []
+        numbers: list[int] = []
+        for number, text in enumerate(sets):
+            datalists = text.split(",")
+            for sections, most, into in (
+                (("training",), LEARNT, self.learnt),
+                (("validation", "test"), HELD_OUT, self.held),
+            ):
+                found = [(pool, i) for pool in pools(datalists, sections, folder) for i in range(len(pool))]
+                chosen = np.sort(rng.permutation(len(found))[:most])
+                into.extend(found[i] for i in chosen)
+                numbers.extend([number] * (len(chosen) if into is self.held else 0))
+        self.set_of_held = np.array(numbers)
+        self.reported = np.zeros(len(numbers), bool)
+        for number in range(len(sets)):
+            members = np.flatnonzero(self.set_of_held == number)
+            self.reported[rng.permutation(members)[len(members) // 2 :]] = True
+        self.views_of_held = torch.stack([self._views(self.held, [99, draw]) for draw in range(DRAWS)])
+
+    @staticmethod
+    def _views(pictures: list[tuple[ViewPairs, int]], key: list[int]) -> Tensor:
+        """(2, M, 3, SIZE, SIZE) uint8."""
+        samples = [pool.draw(i, np.random.default_rng([*key, n])) for n, (pool, i) in enumerate(pictures)]
+        views = [torch.stack([sample[name] for sample in samples]) for name in ("view1", "view2")]
+        return (255 * torch.stack(views)).round().to(torch.uint8)
+
+    def batches(self, seed: int, steps: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, 2, BATCH, 3, SIZE, SIZE) uint8 views and (steps, 2, BATCH, 5) places, drawn once and kept."""
+        name = f"views-{seed}-{steps}"
+        views_path, places_path = folder / f"{name}.npy", folder / f"{name}-places.npy"
+        if not places_path.exists():
+            partial = folder / f"{name}-{os.getpid()}.partial"
+            shape = (steps, 2, BATCH, 3, SIZE, SIZE)
+            views = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            places = np.zeros((steps, 2, BATCH, 5), np.float32)
+            for step, keys in enumerate(StepBatchSampler(len(self.learnt), BATCH, steps, seed)):
+                for row, (draw, index) in enumerate(keys):
+                    pool, i = self.learnt[index]
+                    sample = pool.draw(i, np.random.default_rng([seed, draw, index]))
+                    for side in (0, 1):
+                        views[step, side, row] = (255 * sample[f"view{side + 1}"]).round().to(torch.uint8).numpy()
+                        places[step, side, row] = sample[f"location{side + 1}"].numpy()
+            views.flush()
+            os.replace(partial, views_path)
+            np.save(places_path, places)
+        return np.load(views_path, mmap_mode="r"), np.load(places_path)
+
+
+def pools(datalists: list[str], sections: tuple[str, ...], folder: Path) -> Iterator[ViewPairs]:
+    """The non-empty sections of a set."""
+    for section in sections:
+        filled = [path for path in datalists if load_pool([path], section)]
+        if filled:
+            form: dict[str, Any] = {"planes": ("axial",), "cache_size": 256, "in_channels": 3}
+            yield view_pairs(filled, section, folder / "cache", views=ViewSettings(size=SIZE), seed=0, **form)
+
+
+# -- learning and measuring -------------------------------------------------------------------------------------------
+
+
+def learn(setting: Setting | None, pictures: Pictures, seed: int, steps: int, folder: Path) -> tuple[nn.Module, float]:
+    """A trained encoder and the seconds of its training."""
+    views, places = pictures.batches(seed, steps, folder) if setting else (np.empty(0), np.empty(0))
+    torch.manual_seed(1000 + seed)
+    encoder = build_encoder("resnet18", 3, width=16)
+    if setting is None:
+        return encoder, 0.0
+    projector, loss = _projector(setting.projector, encoder.channels[-1], 128), setting.loss()
+    network: Any = LVMMedNetwork(encoder, projector, loss, setting.map_level)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(network.parameters(), RATE)
+    scheduler = warmup_cosine(optimizer, warmup_steps=20, total_steps=steps)
+    start = time.perf_counter()
+    for step in range(steps):
+        view1, view2 = torch.from_numpy(views[step].astype(np.float32) / 255)
+        value = network(view1, view2, *torch.from_numpy(places[step]))["loss"]
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        scheduler.step()
+    return encoder, time.perf_counter() - start
+
+
+@torch.no_grad()
+def pooled(encoder: nn.Module, images: Tensor) -> Tensor:
+    """(M, C) features of uint8 images in their order, batches drawn from all of them."""
+    order = torch.from_numpy(np.random.default_rng(5).permutation(len(images)))
+    features = []
+    with _batch_statistics(encoder):
+        for chunk in order.split(BATCH):
+            features.append(encoder(images[chunk].float() / 255)[-1].mean(dim=(2, 3)))
+    return torch.cat(features)[order.argsort()]
+
+
+def measured(encoder: nn.Module, pictures: Pictures) -> dict[str, float]:
+    """`MEASURES` on the reported half of the held-out images."""
+    rows: list[list[float]] = []
+    queries = np.flatnonzero(pictures.reported)
+    for draw, views in enumerate(pictures.views_of_held):
+        pair = torch.stack([pooled(encoder, side) for side in views])
+        first, second = pair - pair.mean(dim=(0, 1))
+        cosine = nn.functional.normalize(first[queries]) @ nn.functional.normalize(second).T
+        of_sets = []
+        for number in np.unique(pictures.set_of_held):
+            members = queries[pictures.set_of_held[queries] == number]
+            if len(members) >= 16:
+                accuracy = matching_accuracy(first[members], second[members], draws=2, seed=draw)
+                of_sets += [accuracy] * len(members)
+        rows.append(
+            [
+                float((cosine.argmax(1).numpy() == queries).mean()),
+                matching_accuracy(first[queries], second[queries], seed=draw),
+                float(np.mean(of_sets)),
+                _effective_rank(first),
+            ]
+        )
+    return dict(zip(MEASURES, np.mean(rows, axis=0).tolist(), strict=True))
+
+
+def probed(encoder: nn.Module, datalist: str, folder: Path) -> float:
+    """Area under the ROC curve on the test section; the strength of the penalty is chosen on the validation section."""
+    parts = {}
+    for section in ("training", "validation", "test"):
+        (pool,) = pools([datalist], (section,), folder)
+        images = torch.stack([unchanged(pool.cache[i]) for i in range(len(pool))])
+        labels = torch.tensor([float(item["label"]) for item in pool.data])
+        parts[section] = pooled(encoder, images), labels
+    mean, spread = parts["training"][0].mean(0), parts["training"][0].std(0) + 1e-6
+    parts = {name: ((features - mean) / spread, labels) for name, (features, labels) in parts.items()}
+    models = [logistic(*parts["training"], penalty) for penalty in (1e-4, 1e-3, 1e-2, 1e-1)]
+    areas = [[area_under_curve(features @ model, labels) for features, labels in parts.values()] for model in models]
+    return max(areas, key=lambda row: row[1])[2]
+
+
+def unchanged(picture: Tensor) -> Tensor:
+    """The whole picture as a view, (3, SIZE, SIZE) uint8."""
+    whole = ViewParameters((0, 0, *picture.shape[1:]), False, 1.0, 1.0, 1.0, 0.0, False, 0.0)
+    return (255 * apply_view(picture.expand(3, -1, -1), whole, SIZE)).round().to(torch.uint8)
+
+
+def logistic(features: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    """Weights of a logistic regression without offset of standardised features; classes weigh the same."""
+    weights = torch.zeros(features.shape[1], requires_grad=True)
+    balance = torch.where(labels > 0.5, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = nn.functional.binary_cross_entropy_with_logits(features @ weights, labels, balance)
+        value = value + penalty * weights.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return weights.detach()
+
+
+def area_under_curve(scores: Tensor, labels: Tensor) -> float:
+    """Chance that a positive has a higher score than a negative."""
+    positive = labels.numpy() > 0.5
+    ranks = rankdata(scores.numpy())[positive]
+    return float((ranks.mean() - (positive.sum() + 1) / 2) / (~positive).sum())
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Run what no other process has begun."""
+    pictures = Pictures(options.sets, options.folder)
+    logging.info("%d images to learn from, %d held out", len(pictures.learnt), len(pictures.held))
+    for seed in options.seeds:
+        for name in options.settings:
+            path = result_path(options, name, seed)
+            try:
+                os.close(os.open(path.with_suffix(".begun"), os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            encoder, seconds = learn(SETTINGS[name], pictures, seed, options.steps, options.folder)
+            values = {**measured(encoder, pictures), "seconds": seconds}
+            if options.probe:
+                values["probe"] = probed(encoder, options.probe, options.folder)
+            write_json(path, values)
+            print(f"{name}, seed {seed}:", *(f"{key} {value:.3f}" for key, value in values.items()), flush=True)
+
+
+def result_path(options: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where the figures of a run are kept."""
+    stem = "".join(letter if letter.isalnum() else "_" for letter in name)
+    return Path(options.folder / f"{stem}-{seed}-{options.steps}.json")
+
+
+def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
+    """Mean and range over seeds of every setting that has run."""
+    measures = [*MEASURES, *(["probe"] if options.probe else []), "seconds"]
+    lines = ["| setting | " + " | ".join(measures) + " |", "|" + "---|" * (len(measures) + 1)]
+    for name in options.settings:
+        paths = [result_path(options, name, seed) for seed in options.seeds]
+        rows = [read_json(path, "result") for path in paths if path.exists()]
+        if not rows:
+            continue
+        cells = []
+        for measure in measures:
+            values = [row[measure] for row in rows]
+            digits = 0 if measure == "seconds" else 1 if measure == "rank" else 3
+            spread = f" ({min(values):.3f}-{max(values):.3f})" if digits == 3 else ""
+            cells.append(f"{np.mean(values):.{digits}f}{spread}")
+            interval = [min(values), max(values)] if len(values) > 1 else None
+            higher = measure != "seconds"
+            results["metrics"][f"{name}/{measure}"] = {
+                "value": float(np.mean(values)), "n": len(values), "interval": interval, "higher_is_better": higher
+            }  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    formatter: Callable[..., Any] = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--sets", nargs="+", required=True, help="a set of images each: datalists joined by commas")
+    parser.add_argument("--probe", default=None, help="datalist of a classification with two classes")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--folder", type=Path, default=Path("learning_2d"), help="views (1.6 MB a step) and results")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the study on one thread, print the table, write the results file if asked to."""
+    options = parse(argv)
+    logging.basicConfig(level=logging.WARNING)
+    torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    results = new_results("benchmark", "learning_2d", seed=options.seeds[0])
+    run_all(options)
+    print(table(options, results))
+    results["peak_memory_mb"] = peak_memory_mb()
+    if options.out:
+        write_results(options.out, results)
+
+
+if __name__ == "__main__":
+    main()
