@@ -117,7 +117,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoders", nargs="+", default=["resnet18", "resnet50"], help="2D encoders")
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 224], help="sides of the views in pixels")
     parser.add_argument("--width", type=int, default=64, help="width of the ResNets")
-    parser.add_argument("--preset", choices=["recommended", "paper", "draft"], default="recommended", help="preset of the loss")
+    parser.add_argument(
+        "--preset", choices=["recommended", "paper", "draft"], default="recommended", help="preset of the loss"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images a step, a multiple of 16")
     parser.add_argument("--picture-side", type=int, default=256, help="side of the source pictures in pixels")
     parser.add_argument("--steps", type=int, default=3, help="measured steps, after two for warming up")

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["edge_affinity", "edge_directions", "global_affinity", "local_affinity"]
+__all__ = [
+    "edge_affinity",
+    "edge_differences",
+    "edge_directions",
+    "global_affinity",
+    "local_affinity",
+    "softplus_affinity",
+]
 
 # Squared length of a difference below this fraction of its ends' squared lengths is rounding error: no direction.
 _NO_DIRECTION = 1e-12
@@ -41,11 +49,25 @@ def edge_affinity(source: Tensor, target: Tensor, source_edges: Tensor, target_e
 
 def edge_directions(z: Tensor, edges: Tensor) -> Tensor:
     """Unit differences along edges: (B, N, F) and (B, E, 2) to (B, E, F); 0 where the ends are equal."""
-    ends = edges.unsqueeze(-1).expand(-1, -1, -1, z.shape[-1])
-    head = z.gather(1, ends[:, :, 0])
-    tail = z.gather(1, ends[:, :, 1])
+    head, tail = _ends(z, edges)
     scale = head.detach().square().sum(-1, keepdim=True) + tail.detach().square().sum(-1, keepdim=True)
     return _unit(head - tail, scale)
+
+
+def edge_differences(z: Tensor, edges: Tensor) -> Tensor:
+    """Differences along edges: (B, N, F) and (B, E, 2) to (B, E, F)."""
+    head, tail = _ends(z, edges)
+    return head - tail
+
+
+def _ends(z: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    at = edges.unsqueeze(-1).expand(-1, -1, -1, z.shape[-1])
+    return z.gather(1, at[:, :, 0]), z.gather(1, at[:, :, 1])
+
+
+def softplus_affinity(source: Tensor, target: Tensor) -> Tensor:
+    """softplus(inner product) - 1/2, unbounded above: (B, N, F) and (B, M, F) to (B, N, M)."""
+    return functional.softplus(source @ target.transpose(1, 2)) - 0.5
 
 
 def local_affinity(

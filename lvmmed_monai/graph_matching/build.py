@@ -83,26 +83,38 @@ class MessagePassing(nn.Module):
 
     Args:
         features: width F of the embeddings.
-        form: "gcn", the published form; or "residual", H + 0.1 GCN(H), which leaves nearly equal embeddings of an
-            untrained encoder distinguishable.
+        form: "gcn", the published form; "residual", H + 0.1 GCN(H), which leaves nearly equal embeddings of an
+            untrained encoder distinguishable; or "sum", H V + adjacency H W, without normalisation.
         layers: number of convolutions.
+        dropout: probability of a feature between layers to be left out.
     """
 
-    def __init__(self, features: int, form: Literal["gcn", "residual"] = "gcn", layers: int = 2) -> None:
+    def __init__(
+        self,
+        features: int,
+        form: Literal["gcn", "residual", "sum"] = "gcn",
+        layers: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        if form not in ("gcn", "residual"):
-            raise UserError(f"unknown form {form!r}; message passing; choose 'gcn' or 'residual'")
-        self.form = form
+        if form not in ("gcn", "residual", "sum"):
+            raise UserError(f"unknown form {form!r}; message passing; choose 'gcn', 'residual' or 'sum'")
+        self.form, self.dropout = form, nn.Dropout(dropout)
         self.layers = nn.ModuleList(nn.Linear(features, features, bias=False) for _ in range(layers))
+        own = layers if form == "sum" else 0
+        self.own = nn.ModuleList(nn.Linear(features, features) for _ in range(own))
 
     def forward(self, z: Tensor, edges: Tensor) -> Tensor:
         """(B, N, F) embeddings and (B, E, 2) directed edges to (B, N, F)."""
         batch, nodes = z.shape[:2]
-        average = torch.eye(nodes, dtype=z.dtype, device=z.device).repeat(batch, 1, 1)
+        summed = self.form == "sum"
+        start = torch.zeros(nodes, nodes) if summed else torch.eye(nodes)
+        gather = start.to(z).repeat(batch, 1, 1)
         rows = torch.arange(batch, device=z.device).unsqueeze(1).expand(edges.shape[:2])
-        average[rows, edges[..., 0], edges[..., 1]] = 1.0
-        average = average / average.sum(dim=2, keepdim=True)
+        gather[rows, edges[..., 0], edges[..., 1]] = 1.0
+        gather = gather if summed else gather / gather.sum(dim=2, keepdim=True)
         hidden = z
         for number, layer in enumerate(self.layers):
-            hidden = average @ layer(hidden if number == 0 else hidden.relu())
+            given = hidden if number == 0 else self.dropout(hidden.relu())
+            hidden = gather @ layer(given) + (self.own[number](given) if summed else 0.0)
         return z + 0.1 * hidden if self.form == "residual" else hidden

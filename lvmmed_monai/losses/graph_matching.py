@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,80 +20,19 @@ from lvmmed_monai.graph_matching import (
     GraphMatchingProblem,
     MessagePassing,
     edge_affinity,
+    edge_differences,
     edge_directions,
     global_affinity,
     knn_graph,
     local_affinity,
     match,
     patch_pairs,
+    softplus_affinity,
     solve,
 )
+from lvmmed_monai.losses._graph_matching_options import PRESETS, GraphMatchingOptions, options_of
 
 __all__ = ["PRESETS", "GraphMatchingLoss", "GraphMatchingOptions", "matching_accuracy"]
-
-
-@dataclass(frozen=True)
-class GraphMatchingOptions:
-    """Settings of the loss; the defaults are the paper's, where it states them.
-
-    Attributes:
-        nodes_per_graph: images per graph; None makes one graph of all images of a batch.
-        neighbours: out-edges per node of the kNN graphs, fewer than ``nodes_per_graph``; unused in mode "linear".
-        standardise: bring each feature, of embeddings and of patches, to mean 0 and variance 1 over the batch.
-        alpha: weight of the global against the local vertex affinity; 1 leaves feature maps unused.
-        gamma: positions kept in the local matching by place; None keeps all.
-        edge_weight: factor of the edge affinities.
-        noise_scale_vertex, noise_scale_edge: Gumbel noise on the affinities.
-        margin: subtracted from the vertex affinity of true pairs.
-        lam: step of the backward pass; the direction has unit maximum.
-        samples: noise samples per graph.
-        message_passing: None, "gcn" or "residual" graph convolutions before the affinities.
-        regroup: how often a batch is cut into groups; 1 takes consecutive images, more take random groups.
-        patch_graphs: further cuts of the batch into graphs whose nodes are patches, one of each image, that both of
-            its views show (`graph_matching.patch_pairs`). They use the feature maps and weigh as much as the others.
-        mode: of the solver; "linear" matches by the nodes alone.
-        gather: "local" makes graphs of a process's own images; "global" of the images of all processes, which then
-            all compute the same loss; gradients go back to the process that an image belongs to.
-    """
-
-    nodes_per_graph: int | None = 16
-    neighbours: int = 5
-    standardise: bool = False
-    alpha: float = 0.8
-    gamma: int | None = 20
-    edge_weight: float = 1.0
-    noise_scale_vertex: float = 1.0
-    noise_scale_edge: float = 1.0
-    margin: float = 0.0
-    lam: float = 80.0
-    samples: int = 1
-    message_passing: str | None = "gcn"
-    regroup: int = 1
-    patch_graphs: int = 0
-    mode: str = "default"
-    gather: str = "local"
-
-
-#: "paper": the published form; from random weights it learnt nothing in runs of some hundred steps. "draft": the
-#: unfinished trainer in a later repository of the same group, as far as it can be told. "recommended": what won in
-#: `benchmarks/learning_2d.py`.
-PRESETS: dict[str, GraphMatchingOptions] = {
-    "paper": GraphMatchingOptions(),
-    "draft": GraphMatchingOptions(
-        nodes_per_graph=10, alpha=0.75, edge_weight=0.5, noise_scale_vertex=0.0, noise_scale_edge=0.0, margin=1.0
-    ),
-    "recommended": GraphMatchingOptions(
-        nodes_per_graph=None,
-        standardise=True,
-        alpha=1.0,
-        noise_scale_vertex=0.1,
-        noise_scale_edge=0.0,
-        samples=16,
-        message_passing=None,
-        patch_graphs=4,
-        mode="linear",
-    ),
-}
 
 
 class GraphMatchingLoss(nn.Module):
@@ -116,18 +55,10 @@ class GraphMatchingLoss(nn.Module):
 
     def __init__(self, preset: str = "paper", features: int = 128, **overrides: Any) -> None:
         super().__init__()
-        if preset not in PRESETS:
-            raise UserError(f"unknown preset {preset!r}; graph matching loss; choose one of {', '.join(PRESETS)}")
-        names = {field.name for field in fields(GraphMatchingOptions)}
-        unknown = sorted(overrides.keys() - names)
-        if unknown:
-            raise UserError(
-                f"unknown option {unknown[0]!r}; graph matching loss; choose among {', '.join(sorted(names))}"
-            )
-        self.options = replace(PRESETS[preset], **overrides)
-        _check(self.options)
+        self.options = options_of(preset, overrides)
         form: Any = self.options.message_passing
-        self.message_passing = MessagePassing(features, form) if form else None
+        dropout = self.options.message_dropout
+        self.message_passing = MessagePassing(features, form, dropout=dropout) if form else None
 
     @property
     def uses_maps(self) -> bool:
@@ -251,15 +182,31 @@ class GraphMatchingLoss(nn.Module):
         if options.standardise:
             embeddings = _standardised(*embeddings)
         source, target = embeddings[0][graphs.source], embeddings[1][graphs.target]
-        by_nodes = options.mode == "linear" and self.message_passing is None
-        edges = [graphs.no_edges()] * 2 if by_nodes else [knn_graph(z, options.neighbours) for z in (source, target)]
+        edges = self._edges(graphs, source, target)
         if self.message_passing is not None:
             source, target = self.message_passing(source, edges[0]), self.message_passing(target, edges[1])
-        vertex = global_affinity(source, target)
+        if options.affinity == "softplus":
+            differences = edge_differences(source, edges[0]), edge_differences(target, edges[1])
+            vertex = softplus_affinity(source, target)
+            edge: Any = options.edge_weight * softplus_affinity(*differences)
+        else:
+            vertex = global_affinity(source, target)
+            edge = options.edge_weight * edge_directions(source, edges[0]), edge_directions(target, edges[1])
         if local is not None:
-            vertex = options.alpha * vertex + (1 - options.alpha) * local
-        features = options.edge_weight * edge_directions(source, edges[0]), edge_directions(target, edges[1])
-        return GraphMatchingProblem(vertex, edges[0], edges[1], features)
+            vertex = options.alpha * vertex + (1 - options.alpha) * (4 if options.local_sum else 1) * local
+        return GraphMatchingProblem(vertex, edges[0], edges[1], edge)
+
+    def _edges(self, graphs: _Graphs, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        options = self.options
+        if options.mode == "linear" and self.message_passing is None:
+            none = graphs.source.new_zeros(len(graphs.source), 0, 2)
+            return none, none
+        if options.metric == "cosine":
+            source, target = nn.functional.normalize(source, dim=2), nn.functional.normalize(target, dim=2)
+        first = knn_graph(source, options.neighbours)
+        if options.target_edges == "own":
+            return first, knn_graph(target, options.neighbours)
+        return first, graphs.gold.gather(1, first.flatten(1)).view_as(first)
 
 
 @dataclass(frozen=True)
@@ -275,9 +222,6 @@ class _Graphs:
         # Position j of the target holds the image groups[shuffle[j]]: the true match is the inverse permutation.
         shuffle = _shuffles(*groups.shape).to(groups.device)
         return _Graphs(groups, groups.gather(1, shuffle), shuffle.argsort(dim=1))
-
-    def no_edges(self) -> Tensor:
-        return self.source.new_zeros(len(self.source), 0, 2)
 
 
 def _standardised(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,22 +260,6 @@ def _gathered(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return pair
     first, second = (torch.cat(all_gather(tensor.contiguous())) for tensor in pair)
     return first, second
-
-
-def _check(options: GraphMatchingOptions) -> None:
-    if options.gather not in ("local", "global"):
-        raise UserError(f"gather = {options.gather!r}; graph matching loss; choose 'local' or 'global'")
-    nodes = options.nodes_per_graph
-    if options.mode != "linear" and not 1 <= options.neighbours < (nodes or options.neighbours + 1):
-        raise UserError(
-            f"{options.neighbours} neighbours in graphs of {nodes} nodes; graph matching loss; "
-            "give at least 1 neighbour and more nodes than neighbours"
-        )
-    if not 0.0 <= options.alpha <= 1.0 or options.regroup < 1 or options.patch_graphs < 0:
-        raise UserError(
-            f"alpha = {options.alpha}, regroup = {options.regroup}, patch_graphs = {options.patch_graphs}; "
-            "graph matching loss; give alpha between 0 and 1, regroup of at least 1 and no negative patch_graphs"
-        )
 
 
 def _shuffles(graphs: int, nodes: int, generator: torch.Generator | None = None) -> Tensor:

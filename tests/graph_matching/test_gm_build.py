@@ -58,6 +58,21 @@ def test_message_passing_averages_own_neighbours(form: str) -> None:
     torch.testing.assert_close(network(z, edges)[0], expected)
 
 
+def test_message_passing_sums_neighbours_beside_the_node_itself() -> None:
+    torch.manual_seed(2)
+    network = MessagePassing(3, "sum", dropout=0.9).eval()
+    z = torch.randn(1, 3, 3)
+    neighbours = {0: [1, 2], 1: [2], 2: [0]}
+    edges = torch.tensor([[[i, j] for i, others in neighbours.items() for j in others]])
+    hidden = z[0]
+    for number in range(2):
+        given = hidden if number == 0 else hidden.relu()
+        own, layer = network.own[number], network.layers[number]
+        hidden = torch.stack([own(given[i]) + sum(layer(given[j]) for j in neighbours[i]) for i in range(3)])
+    torch.testing.assert_close(network(z, edges)[0], hidden)
+    assert not torch.equal(network.train()(z, edges)[0], hidden)
+
+
 def places_as_features(locations: list[list[float]], side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps whose features are the places themselves, (M, 2, side, side), and their grids."""
     grids = location_grids(torch.tensor(locations), side, side)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import distributed, multiprocessing
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.graph_matching import GraphMatchingProblem, match
-from lvmmed_monai.losses.graph_matching import PRESETS, GraphMatchingLoss, matching_accuracy
+from lvmmed_monai.losses.graph_matching import PRESETS, GraphMatchingLoss, _Graphs, matching_accuracy
 from lvmmed_monai.transforms.views_2d import location_grids
 
 #: Second order with a margin, without noise, maps and weights.
@@ -111,13 +112,14 @@ def test_descent_reaches_the_true_match() -> None:
     assert matching_accuracy(z1, z2) > 0.7
 
 
-def test_paper_preset_with_maps_reaches_every_weight() -> None:
+@pytest.mark.parametrize(("preset", "images"), [("paper", 16), ("draft", 20)])
+def test_presets_with_maps_reach_every_weight(preset: str, images: int) -> None:
     torch.manual_seed(9)
-    loss = GraphMatchingLoss("paper", features=12)
-    maps = [torch.randn(16, 6, 3, 3, requires_grad=True) for _ in range(2)]
-    location = torch.tensor([[0.0, 0.0, 30.0, 30.0, 0.0]]).expand(16, 5)
+    loss = GraphMatchingLoss(preset, features=12)
+    maps = [torch.randn(images, 6, 3, 3, requires_grad=True) for _ in range(2)]
+    location = torch.tensor([[0.0, 0.0, 30.0, 30.0, 0.0]]).expand(images, 5)
     grids = location_grids(location, 3, 3), location_grids(location, 3, 3)
-    result = loss(embeddings(16, seed=1), embeddings(16, seed=2), tuple(maps), grids)
+    result = loss(embeddings(images, seed=1), embeddings(images, seed=2), tuple(maps), grids)
     result["loss"].backward()
     tensors = [*maps, *loss.parameters()]
     assert all(t.grad is not None and float(t.grad.abs().sum()) > 0 for t in tensors)
@@ -146,6 +148,8 @@ def test_wrong_options_are_named() -> None:
         GraphMatchingLoss(margins=3)
     with pytest.raises(UserError, match="5 neighbours in graphs of 5"):
         GraphMatchingLoss(nodes_per_graph=5)
+    with pytest.raises(UserError, match=r"metric = 'manhattan'.*'euclidean' or 'cosine'"):
+        GraphMatchingLoss(metric="manhattan")
     with pytest.raises(UserError, match="alpha = 2"):
         GraphMatchingLoss(alpha=2)
     with pytest.raises(UserError, match="maps or grids are missing"):
@@ -247,3 +251,47 @@ def test_standardising_removes_offset_and_scale() -> None:
     plain = loss(z1, z2)["objective_ratio"]
     torch.manual_seed(3)
     assert loss(scale * z1 + offset, scale * z2 + offset)["objective_ratio"] == pytest.approx(plain, rel=1e-3)
+
+
+def problem_of(z1: torch.Tensor, z2: torch.Tensor, **options: object) -> tuple[GraphMatchingProblem, _Graphs]:
+    loss = margin_loss(nodes_per_graph=len(z1), neighbours=2, **options)
+    graphs = _Graphs.of(torch.arange(len(z1))[None])
+    return loss._problem(graphs, (z1, z2)), graphs
+
+
+def test_softplus_of_inner_products() -> None:
+    z1, z2 = embeddings(5, seed=1), embeddings(5, seed=2)
+    problem, graphs = problem_of(z1, z2, affinity="softplus", edge_weight=0.5)
+    target = z2[graphs.target[0]]
+    edge = problem.edge_table()[0]
+    for e, (i, j) in enumerate(problem.source_edges[0].tolist()):
+        for f, (a, b) in enumerate(problem.target_edges[0].tolist()):
+            inner = float((z1[i] - z1[j]) @ (target[a] - target[b]))
+            assert float(edge[e, f]) == pytest.approx(0.5 * (math.log1p(math.exp(inner)) - 0.5), rel=1e-4)
+    inner = float(z1[0] @ target[3])
+    assert float(problem.vertex_affinity[0, 0, 3]) == pytest.approx(math.log1p(math.exp(inner)) - 0.5, rel=1e-4)
+
+
+def test_edges_of_the_source_are_carried_to_the_target() -> None:
+    problem, graphs = problem_of(embeddings(6, seed=1), embeddings(6, seed=2), target_edges="source")
+    carried = graphs.gold[0][problem.source_edges[0]]
+    assert torch.equal(problem.target_edges[0], carried)
+
+
+def test_neighbours_by_angle() -> None:
+    z = torch.tensor([[1.0, 0.0], [9.0, 0.5], [0.0, 1.1], [0.9, 0.4]])
+    nearest = {
+        metric: problem_of(z, z, metric=metric)[0].source_edges[0, 0].tolist() for metric in ("euclidean", "cosine")
+    }
+    assert nearest == {"euclidean": [0, 3], "cosine": [0, 1]}
+
+
+def test_local_affinity_as_a_sum_weighs_four_times() -> None:
+    z1, z2, local = embeddings(4, seed=1), embeddings(4, seed=2), torch.rand(1, 4, 4)
+    graphs = _Graphs.of(torch.arange(4)[None])
+    mean, total, none = (
+        margin_loss(nodes_per_graph=4, neighbours=2, alpha=0.8, local_sum=one)._problem(graphs, (z1, z2), given)
+        for one, given in ((False, local), (True, local), (False, None))
+    )
+    added = [one.vertex_affinity - 0.8 * none.vertex_affinity for one in (mean, total)]
+    torch.testing.assert_close(added, [0.2 * local, 0.8 * local])
