@@ -8,7 +8,7 @@ Backward, for an incoming gradient g: d = g / max|g| within each graph, v' = MAP
 with w the edge pairs that an assignment uses. The division by max|g|, which the published form lacks, makes the
 gradient of degree 1 in g: loss weights and gradient scaling act as they do elsewhere.
 
-At most 2 N vertex and 2 E edge pairs are touched. With edge features instead of a table the gradient of the features
+At most 2 N vertex and 2 N k edge pairs are touched. With edge features instead of a table the gradient of the features
 is gathered from those pairs alone, and no table of E x F numbers stands in the autograd graph.
 """
 
@@ -115,6 +115,9 @@ def match(
     statistics: dict[str, float] | None = None,
 ) -> Tensor:
     """Match and let gradients flow to the affinities.
+
+    The table of edge affinities, (N k)^2 numbers per graph and sample, stands in memory while a problem is solved:
+    160 MB in all, forward and backward, for one graph of 512 nodes or four of 256 (k = 5).
 
     Args:
         problem: its affinities may require gradients.

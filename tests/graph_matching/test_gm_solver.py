@@ -163,6 +163,11 @@ def test_backends_agree_on_quality() -> None:
     np.testing.assert_allclose(means, means[0], rtol=0.02)
 
 
+def test_large_graphs() -> None:
+    problem = random_problem(11, 512, 1, edges=(2000, 1800))
+    assert reached(problem, mode="fast") > reached(problem, mode="linear") + 100
+
+
 def test_unknown_names_are_refused() -> None:
     problem = random_problem(0, 3)
     with pytest.raises(UserError, match=r"unknown mode 'best'.*linear, fast, default, thorough"):
