@@ -20,14 +20,16 @@ __all__ = ["other_solvers"]
 Prepare = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Callable[[], np.ndarray]]
 # More than any affinity of the instances: an unmatched node is never worth its price.
 _COMPLETE = 100.0
-# The table of pygmtools has N^4 numbers.
-_LARGEST_TABLE = 64
+# Above, tables of N^4 numbers and models of as many costs take minutes to build.
+_LARGEST = 64
 
 
 def other_solvers(nodes: int) -> dict[str, Prepare]:
     """Solvers that are installed and can take problems of this size, by name."""
     found: dict[str, Prepare] = {}
-    if importlib.util.find_spec("pygmtools") and nodes <= _LARGEST_TABLE:
+    if nodes > _LARGEST:
+        return found
+    if importlib.util.find_spec("pygmtools"):
         for name in ("sm", "rrwm", "ipfp"):
             found[f"pygmtools {name}"] = _pygmtools(name)
     if importlib.util.find_spec("pylibmgm"):
