@@ -86,9 +86,12 @@ class Pictures:
         views = [torch.stack([sample[name] for sample in samples]) for name in ("view1", "view2")]
         return (255 * torch.stack(views)).round().to(torch.uint8)
 
-    def batches(self, seed: int, steps: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, 2, BATCH, 3, SIZE, SIZE) uint8 views and (steps, 2, BATCH, 5) places, drawn once and kept."""
-        name = f"views-{seed}-{steps}"
+    def batches(self, seed: int, steps: int, run: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, 2, BATCH, 3, SIZE, SIZE) uint8 views and (steps, 2, BATCH, 5) places, drawn once and kept.
+
+        A batch holds runs of ``run`` images that follow one another in their set.
+        """
+        name = f"views-{seed}-{steps}-{run}"
         views_path, places_path = folder / f"{name}.npy", folder / f"{name}-places.npy"
         if not places_path.exists():
             partial = folder / f"{name}-{os.getpid()}.partial"
@@ -96,7 +99,8 @@ class Pictures:
             views = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
             places = np.zeros((steps, 2, BATCH, 5), np.float32)
             for step, keys in enumerate(StepBatchSampler(len(self.learnt), BATCH, steps, seed)):
-                for row, (draw, index) in enumerate(keys):
+                for row, (draw, _) in enumerate(keys):
+                    index = (keys[row - row % run][1] + row % run) % len(self.learnt)
                     pool, i = self.learnt[index]
                     sample = pool.draw(i, np.random.default_rng([seed, draw, index]))
                     for side in (0, 1):
@@ -120,13 +124,16 @@ def pools(datalists: list[str], sections: tuple[str, ...], folder: Path) -> Iter
 # -- learning and measuring -------------------------------------------------------------------------------------------
 
 
-def learn(setting: Setting | None, pictures: Pictures, seed: int, steps: int, folder: Path) -> tuple[nn.Module, float]:
+def learn(
+    setting: Setting | None, pictures: Pictures, seed: int, options: argparse.Namespace
+) -> tuple[nn.Module, float]:
     """A trained encoder and the seconds of its training."""
-    views, places = pictures.batches(seed, steps, folder) if setting else (np.empty(0), np.empty(0))
     torch.manual_seed(1000 + seed)
     encoder = build_encoder("resnet18", 3, width=16)
     if setting is None:
         return encoder, 0.0
+    steps = options.steps
+    views, places = pictures.batches(seed, steps, options.run, options.folder)
     projector, loss = _projector(setting.projector, encoder.channels[-1], 128), setting.loss()
     network: Any = LVMMedNetwork(encoder, projector, loss, setting.map_level)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(network.parameters(), RATE)
@@ -237,7 +244,7 @@ def run_all(options: argparse.Namespace) -> None:
                 os.close(os.open(path.with_suffix(".begun"), os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 continue
-            encoder, seconds = learn(SETTINGS[name], pictures, seed, options.steps, options.folder)
+            encoder, seconds = learn(SETTINGS[name], pictures, seed, options)
             values = {**measured(encoder, pictures), "seconds": seconds}
             if options.probe:
                 values["probe"] = probed(encoder, options.probe, options.folder)
@@ -248,7 +255,7 @@ def run_all(options: argparse.Namespace) -> None:
 def result_path(options: argparse.Namespace, name: str, seed: int) -> Path:
     """Where the figures of a run are kept."""
     stem = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return Path(options.folder / f"{stem}-{seed}-{options.steps}.json")
+    return Path(options.folder / f"{stem}-{seed}-{options.steps}-{options.run}.json")
 
 
 def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
@@ -284,6 +291,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--run", type=int, default=1, help="images of a batch that follow one another, as slices do")
     parser.add_argument("--folder", type=Path, default=Path("learning_2d"), help="views (1.6 MB a step) and results")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     return parser.parse_args(argv)
