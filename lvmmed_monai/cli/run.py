@@ -42,6 +42,8 @@ def run(
     folder = find_bundle(bundle)
     files = config_files(folder, config)
     settings = parse_overrides(overrides or [])
+    if "bundle_root" in settings:
+        raise UserError("bundle_root is the folder of the bundle; lvmmed run; name that folder instead of the bundle")
     command = bundle_command(folder, files, settings, processes)
     if not quiet:
         print(shlex.join(command), flush=True)

@@ -174,8 +174,11 @@ def _gold(target: Tensor | None, problem: GraphMatchingProblem) -> Tensor:
 
 
 def _gumbel(like: Tensor, scale: float) -> Tensor:
-    draws = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-    return (-scale * draws.exponential_().clamp_min_(1e-30).log_()).to(like.dtype)
+    # Uniform numbers and two logarithms take half the time of exponential numbers and one.
+    draws = torch.rand(like.shape, dtype=torch.float32, device=like.device)
+    limits = torch.finfo(torch.float32)
+    draws = draws.clamp_(limits.tiny, 1.0 - limits.eps / 2).log_().neg_().log_()
+    return draws.mul_(-scale).to(like.dtype)
 
 
 def _matrix(assignment: Tensor, dtype: torch.dtype) -> Tensor:

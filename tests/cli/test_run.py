@@ -93,6 +93,11 @@ def test_a_setting_without_key_or_value_is_refused(word: str) -> None:
         parse_overrides([word])
 
 
+def test_another_bundle_root_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["run", str(bundle), "train", "bundle_root=elsewhere"]) == 2
+    assert "name that folder instead" in capsys.readouterr().err
+
+
 def test_an_overlay_is_laid_over_train(bundle: Path) -> None:
     assert [file.stem for file in config_files(bundle, "evaluate")] == ["train", "evaluate"]
     assert [file.stem for file in config_files(bundle, "train+evaluate")] == ["train", "evaluate"]

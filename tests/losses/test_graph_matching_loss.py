@@ -171,7 +171,9 @@ def test_measures_without_noise_look_past_the_margin() -> None:
 
 def _global_loss(z1: torch.Tensor, z2: torch.Tensor) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(7)
-    loss = GraphMatchingLoss("paper", alpha=1.0, message_passing=None, gather="global", lam=2.0)(z1, z2)["loss"]
+    loss = GraphMatchingLoss("paper", alpha=1.0, message_passing=None, gather="global", lam=2.0, noise_scale_edge=3.0)(
+        z1, z2
+    )["loss"]
     return loss.detach(), *torch.autograd.grad(loss, (z1, z2))
 
 
