@@ -130,6 +130,11 @@ def _check(options: GraphMatchingOptions) -> None:
             f"{options.neighbours} neighbours in graphs of {nodes} nodes; graph matching loss; "
             "give at least 1 neighbour and more nodes than neighbours"
         )
+    if options.patch_graphs and options.message_passing:
+        raise UserError(
+            f"message_passing = {options.message_passing!r} with patch_graphs = {options.patch_graphs}; graph matching "
+            "loss; patches have the width of the feature map, so leave one of them out"
+        )
     if not 0.0 <= options.alpha <= 1.0 or options.regroup < 1 or options.patch_graphs < 0:
         raise UserError(
             f"alpha = {options.alpha}, regroup = {options.regroup}, patch_graphs = {options.patch_graphs}; "

@@ -150,6 +150,8 @@ def test_wrong_options_are_named() -> None:
         GraphMatchingLoss(nodes_per_graph=5)
     with pytest.raises(UserError, match=r"metric = 'manhattan'.*'euclidean' or 'cosine'"):
         GraphMatchingLoss(metric="manhattan")
+    with pytest.raises(UserError, match="message_passing = 'gcn' with patch_graphs = 4"):
+        GraphMatchingLoss("recommended", message_passing="gcn")
     with pytest.raises(UserError, match="alpha = 2"):
         GraphMatchingLoss(alpha=2)
     with pytest.raises(UserError, match="maps or grids are missing"):
