@@ -5,7 +5,7 @@
 #                 DICOM=/path/to/folder uses your own studies instead of generated ones
 #   make test     the tests            make check    lint, format, types, architecture
 #   make bundles  bundle configurations from bundles/_shared
-#   make bench    the benchmarks the README quotes
+#   make bench    the benchmarks that need no images
 #   make clean    remove .venv
 
 SHELL := bash
@@ -43,7 +43,7 @@ bundles: env
 	@$(BIN)/python -m lvmmed_monai bundles build
 
 bench: env
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@for name in graph_matching pretrain_2d pretrain_3d; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
 clean:
 	rm -rf .venv

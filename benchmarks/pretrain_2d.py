@@ -120,7 +120,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--preset", choices=["recommended", "paper", "draft"], default="recommended", help="preset of the loss"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step, a multiple of 16")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step; whole graphs of the preset")
     parser.add_argument("--picture-side", type=int, default=256, help="side of the source pictures in pixels")
     parser.add_argument("--steps", type=int, default=3, help="measured steps, after two for warming up")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

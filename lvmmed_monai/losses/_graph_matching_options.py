@@ -72,8 +72,8 @@ class GraphMatchingOptions:
 
 
 #: "paper": the published form; from random weights it learnt nothing in runs of some hundred steps. "draft": the
-#: unfinished trainer in a later repository of the same group, as far as it can be told. "recommended": what won in
-#: `benchmarks/learning_2d.py`.
+#: unfinished trainer in a later repository of the same group, as far as it can be told. "recommended": what the
+#: study in `docs/graph_matching.md` led to.
 PRESETS: dict[str, GraphMatchingOptions] = {
     "paper": GraphMatchingOptions(),
     "draft": GraphMatchingOptions(

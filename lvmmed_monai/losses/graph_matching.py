@@ -1,4 +1,4 @@
-"""The LVM-Med loss: two views of a batch as graphs, matched to second order (Nguyen et al., NeurIPS 2023).
+"""The LVM-Med loss: two views of a batch as graphs that are matched (Nguyen et al., NeurIPS 2023).
 
 Each group of images gives two graphs, one per view, with a node per image; the true matching joins the views of an
 image. The loss is the Hamming distance of the found matching to the true one, differentiated by `graph_matching.match`.
@@ -36,7 +36,7 @@ __all__ = ["PRESETS", "GraphMatchingLoss", "GraphMatchingOptions", "matching_acc
 
 
 class GraphMatchingLoss(nn.Module):
-    """Hamming distance of a differentiable second-order matching to the true one.
+    """Hamming distance of a differentiable matching, of first or second order, to the true one.
 
     Args:
         preset: a key of `PRESETS`.
