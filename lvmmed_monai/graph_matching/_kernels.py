@@ -1,7 +1,6 @@
 """Compiled kernels of the matching solver: one graph pair at a time, without the interpreter lock.
 
-Everything compiled lives in this one file because numba's cache notices changes of the file that holds a
-function, not of files that the function calls into.
+All of it is one file: numba's cache notices changes of a function's file, not of files that it calls into.
 
 The marginal M[i, a] at a permutation p is the vertex affinity plus the affinities between source edges at i and target
 edges at a whose other ends p matches. It gives F(p) = 1/2 sum_i (M[i, p_i] + vertex[i, p_i]) and the gain of exchanging
@@ -34,10 +33,6 @@ def _compile(function: Any, **options: Any) -> Any:
         return njit(nogil=True, **options)(function)
 
 
-# A sum whose last digits do not matter may be taken in any order, so eight numbers at a time.
-_compile_sum = partial(_compile, fastmath={"reassoc", "nsz", "contract"})
-
-
 # source, target: (edge number, node at the other end), the edges into node i from source_at[2i] on, those out of
 # it from source_at[2i + 1] on. source_id, target_id: edge number by its two nodes, or -1.
 Graph = namedtuple("Graph", "vertex edge source_id source source_at target_id target target_at")
@@ -51,12 +46,12 @@ def _copy(values, into):  # type: ignore[no-untyped-def]
         into.flat[k] = values.flat[k]
 
 
-@_compile_sum
+@partial(_compile, fastmath={"reassoc", "nsz", "contract"})
 def _size(values):  # type: ignore[no-untyped-def]
-    """Root of the sum of squares of a matrix."""
-    total = 0.0
-    for value in values.ravel():
-        total += value * value
+    """Root of the sum of squares of a matrix; its last digits do not matter, so eight numbers at a time."""
+    total, flat = 0.0, values.reshape(-1)
+    for k in range(flat.size):
+        total += flat[k] * flat[k]
     return total**0.5
 
 
@@ -104,11 +99,10 @@ def _row_reduction(gain, duals, column, row, free, waiting):  # type: ignore[no-
         best, second, j1, j2 = np.inf, np.inf, -1, -1
         for j in range(nodes):
             reduced = -gain[i, j] - duals[j]
-            if reduced < second:
-                if reduced < best:
-                    second, j2, best, j1 = best, j1, reduced, j
-                else:
-                    second, j2 = reduced, j
+            if reduced < best:
+                second, j2, best, j1 = best, j1, reduced, j
+            elif reduced < second:
+                second, j2 = reduced, j
         lowered = duals[j1] - (second - best)
         lowers = lowered < duals[j1]
         if lowers:
@@ -150,9 +144,7 @@ def _shortest_path(gain, duals, column, row, start, distance, previous, order): 
                 previous[j] = i
             if distance[j] < lowest or (distance[j] == lowest and row[j] < 0):
                 nearest, lowest = k, distance[j]
-        smallest = lowest
-        j = order[nearest]
-        left -= 1
+        smallest, j, left = lowest, order[nearest], left - 1
         order[nearest], order[left] = order[left], j
         if row[j] < 0:
             end = j
@@ -194,6 +186,12 @@ def _marginals(g, p, marginal):  # type: ignore[no-untyped-def]
                 e, j = source[q, 0], source[q, 1]
                 for r in range(target_at[2 * p[i] + end], target_at[2 * p[i] + end + 1]):
                     marginal[j, target[r, 1]] += edge[e, target[r, 0]]
+    return _value(vertex, marginal, p)
+
+
+@_compile
+def _value(vertex, marginal, p):  # type: ignore[no-untyped-def]
+    """F(p) from its marginal matrix."""
     value = 0.0
     for i in range(len(p)):
         value += 0.5 * (marginal[i, p[i]] + vertex[i, p[i]])
@@ -263,13 +261,13 @@ def _line_search(plan, gradient, marginal, q, slope, bend):  # type: ignore[no-u
 
 @_compile
 def _frank_wolfe(g, p, work):  # type: ignore[no-untyped-def]
-    """Frank-Wolfe with exact line search from permutation p; p becomes the best vertex met, start included."""
+    """Frank-Wolfe from p, which becomes the best vertex met; returns whether ``work.marginal`` is that of p."""
     q, nodes = work.vertex, len(p)
     work.plan.fill(0.0)
     for i in range(nodes):
         work.plan[i, p[i]] = 1.0
     value = _marginals(g, p, work.gradient)
-    best, step = value, 1.0
+    best, step, known = value, 1.0, False
     for _ in range(_STEPS):
         _assign(work.gradient, work)
         _copy(work.column, q)
@@ -281,7 +279,8 @@ def _frank_wolfe(g, p, work):  # type: ignore[no-untyped-def]
         if slope <= _RELATIVE_GAIN * abs(value):
             break
         reached = _marginals(g, q, work.marginal)
-        if reached > best:
+        known = reached > best
+        if known:
             best = reached
             _copy(q, p)
         step, gained = _line_search(work.plan, work.gradient, work.marginal, q, slope, reached - value - slope)
@@ -292,18 +291,20 @@ def _frank_wolfe(g, p, work):  # type: ignore[no-untyped-def]
         work.duals.fill(0.0)
         _assign(work.plan, work)
         _copy(work.column, q)
-        if _marginals(g, q, work.marginal) > best:
+        known = _marginals(g, q, work.marginal) > best
+        if known:
             _copy(q, p)
+    return known
 
 
 @_compile
 def _ascend(g, p, work, tolerance):  # type: ignore[no-untyped-def]
     """Best solution reached from permutation p, in place; returns its value."""
     work.duals.fill(0.0)
-    _frank_wolfe(g, p, work)
-    _marginals(g, p, work.marginal)
+    if not _frank_wolfe(g, p, work):
+        _marginals(g, p, work.marginal)
     _swap_descent(g, p, work, tolerance)
-    return _marginals(g, p, work.marginal)
+    return _value(g.vertex, work.marginal, p)
 
 
 @_compile
@@ -355,11 +356,9 @@ def _remember(pool, values, pooled, p, value):  # type: ignore[no-untyped-def]
 
 @_compile
 def _solve_one(g, starts, noise, picks, patience, given, out, work):  # type: ignore[no-untyped-def]
-    nodes = len(out)
-    scale = _size(g.vertex) + _size(g.edge)
+    nodes, scale = len(out), _size(g.vertex) + _size(g.edge)
     tolerance, spread = _ROUNDING * scale, np.std(g.vertex)
-    spread = spread if spread > tolerance else scale
-    spread *= 3.0 if nodes <= 32 else 1.25
+    spread = (spread if spread > tolerance else scale) * (3.0 if nodes <= 32 else 1.25)
     # A plain 0 would be a type of its own, and its callees compiled twice.
     pool, values, pooled = np.empty((_POOL, nodes), np.int64), np.empty(_POOL), np.int64(0)
     p = np.empty(nodes, np.int64)
