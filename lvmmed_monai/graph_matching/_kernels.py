@@ -381,11 +381,12 @@ def _solve_one(g, starts, noise, picks, patience, given, out, work):  # type: ig
 
 
 @_compile
-def solve_batch(vertex, source_edges, target_edges, edge, starts, noise, picks, patience, given, out):  # type: ignore[no-untyped-def]
+def solve_batch(vertex, source_edges, target_edges, edge, owner, starts, noise, picks, patience, given, out):  # type: ignore[no-untyped-def]
     """Solve a batch of problems of N >= 2 nodes into ``out`` (B, N); arguments as in `solver.solve_arrays`."""
     work = _work(vertex.shape[1])
     for b in range(len(vertex)):
-        g = _graph(vertex[b], source_edges[b], target_edges[b], edge[b])
+        t = owner[b]
+        g = _graph(vertex[b], source_edges[t], target_edges[t], edge[t])
         _solve_one(g, starts, noise, picks, patience, given[b], out[b], work)
 
 

@@ -129,6 +129,7 @@ def solve_batch(
     source_edges: np.ndarray,
     target_edges: np.ndarray,
     edge: np.ndarray,
+    owner: np.ndarray,
     starts: int,
     noise: np.ndarray,
     picks: np.ndarray,
@@ -137,8 +138,8 @@ def solve_batch(
     out: np.ndarray,
 ) -> None:
     """Solve a batch of problems of N >= 2 nodes into ``out`` (B, N); arguments as in `solver.solve_arrays`."""
-    for b in range(len(vertex)):
-        graph = _Graph(vertex[b], source_edges[b], target_edges[b], edge[b])
+    for b, t in enumerate(owner):
+        graph = _Graph(vertex[b], source_edges[t], target_edges[t], edge[t])
         out[b] = _solve_one(graph, starts, noise, picks, patience, given[b])
 
 

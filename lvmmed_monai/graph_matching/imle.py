@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lvmmed_monai.errors import UserError
-from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
+from lvmmed_monai.graph_matching.problem import GraphMatchingProblem, carried_edges
 from lvmmed_monai.graph_matching.solver import check_names, on_tensors, solve_tables
 
 __all__ = ["match"]
@@ -30,61 +30,69 @@ __all__ = ["match"]
 
 @dataclass(frozen=True)
 class _Tables:
-    """Affinities without gradient on the device and in the type that the backend works in, and how they are solved."""
+    """Affinities without gradient on the device and in the type that the backend works in, and how they are solved.
+
+    Attributes:
+        vertex: (P, N, N), of each problem.
+        source_edges, target_edges, edge: (T, E, 2), (T, F, 2) and (T, E, F) of graph pairs that problems may share.
+        owner: (P,) numbers of the problems' graph pairs.
+        options: of the solver.
+    """
 
     vertex: Tensor
     source_edges: Tensor
     target_edges: Tensor
     edge: Tensor
+    owner: Tensor
     options: dict[str, Any]
 
     @staticmethod
     def of(problem: GraphMatchingProblem, options: dict[str, Any]) -> _Tables:
         vertex = problem.vertex_affinity.detach()
+        owner = torch.arange(len(vertex), device=vertex.device)
         if options["mode"] == "linear":
             none = vertex.new_zeros(len(vertex), 0, 2, dtype=torch.int64)
-            tables = _Tables(vertex, none, none, vertex.new_zeros(len(vertex), 0, 0), options)
+            tables = _Tables(vertex, none, none, vertex.new_zeros(len(vertex), 0, 0), owner, options)
         else:
             with torch.no_grad():
                 table = problem.edge_table().detach()
-            tables = _Tables(vertex, problem.source_edges, problem.target_edges, table, options)
+            tables = _Tables(vertex, problem.source_edges, problem.target_edges, table, owner, options)
         return tables if on_tensors(vertex, options["backend"]) else tables._for_compiled()
 
     def _for_compiled(self) -> _Tables:
         edges = self.source_edges.cpu(), self.target_edges.cpu()
-        return _Tables(self.vertex.to("cpu", torch.float64), *edges, self.edge.to("cpu", torch.float64), self.options)
+        affinities = self.vertex.to("cpu", torch.float64), self.edge.to("cpu", torch.float64)
+        return _Tables(affinities[0], *edges, affinities[1], self.owner.cpu(), self.options)
 
     def solve(self, given: Tensor | None = None) -> Tensor:
-        return solve_tables(self.vertex, self.source_edges, self.target_edges, self.edge, given=given, **self.options)
+        parts = self.vertex, self.source_edges, self.target_edges, self.edge
+        return solve_tables(*parts, given=given, owner=self.owner, **self.options)
 
-    def perturbed(self, gold: Tensor, noise: tuple[float, float], margin: float) -> _Tables:
-        """Noise and margin added once: both solves see these very numbers."""
-        vertex = self.vertex + _gumbel(self.vertex, noise[0]) if noise[0] else self.vertex
-        edge = self.edge + _gumbel(self.edge, noise[1]) if noise[1] and self.edge.numel() else self.edge
-        return replace(self, vertex=vertex - margin * _matrix(gold, vertex.dtype) if margin else vertex, edge=edge)
+    def perturbed(self, gold: Tensor, noise: tuple[float, float], margin: float, samples: int) -> _Tables:
+        """``samples`` problems of each, one after the other, with noise and margin: both solves see these numbers."""
+        vertex = self.vertex - margin * _matrix(gold, self.vertex.dtype) if margin else self.vertex
+        vertex = vertex.unsqueeze(1).expand(-1, samples, -1, -1)
+        if noise[0]:
+            vertex = _gumbel(vertex, noise[0]).add_(vertex)
+        repeated = replace(self, vertex=vertex.flatten(0, 1), owner=self.owner.repeat_interleave(samples))
+        return repeated._with_own_edges(noise[1]) if noise[1] and self.edge.numel() else repeated
 
-    def repeated(self, samples: int) -> _Tables:
-        """Each problem ``samples`` times, one after the other."""
-        vertex, edge = self.vertex.repeat_interleave(samples, dim=0), self.edge.repeat_interleave(samples, dim=0)
-        edges = [one.repeat_interleave(samples, dim=0) for one in (self.source_edges, self.target_edges)]
-        return _Tables(vertex, edges[0], edges[1], edge, self.options)
+    def _with_own_edges(self, noise: float) -> _Tables:
+        parts = (part[self.owner] for part in (self.source_edges, self.target_edges, self.edge))
+        source, target, edge = parts
+        own = torch.arange(len(self.owner), device=self.owner.device)
+        return _Tables(self.vertex, source, target, edge + _gumbel(edge, noise), own, self.options)
 
-    def towards(self, rows: Tensor, direction: Tensor) -> _Tables:
-        """Some problems with their vertex affinities moved against ``direction``."""
-        edges = self.source_edges[rows], self.target_edges[rows]
-        return _Tables(self.vertex[rows] - direction[rows], *edges, self.edge[rows], self.options)
+    def towards(self, rows: Tensor, directions: Tensor) -> _Tables:
+        """Some problems with their vertex affinities moved against a direction each."""
+        return replace(self, vertex=self.vertex[rows] - directions, owner=self.owner[rows])
 
     def target_of_edges(self, assignment: Tensor) -> Tensor:
-        """(B, E): the target edge that each source edge is carried to; -1 where there is none."""
-        batch, nodes = assignment.shape
-        number = torch.full((batch, nodes * nodes), -1, device=assignment.device)
-        code = self.target_edges[..., 0] * nodes + self.target_edges[..., 1]
-        number.scatter_(1, code, torch.arange(code.shape[1], device=code.device).expand_as(code))
-        mapped = assignment.gather(1, self.source_edges.flatten(1)).view_as(self.source_edges)
-        return number.gather(1, mapped[..., 0] * nodes + mapped[..., 1])
+        """(P, E): the target edge that each source edge is carried to; -1 where there is none."""
+        return carried_edges(self.source_edges[self.owner], self.target_edges[self.owner], assignment)
 
     def slack(self, gold: Tensor) -> Tensor:
-        """(B,) bound on what any solution can gain over the true one, per node at which it differs.
+        """(P,) bound on what any solution can gain over the true one, per node at which it differs.
 
         If a solution differs from the truth on the nodes D, only vertices in D and edges touching D change; so its
         objective exceeds the truth's by at most |D| times this number.
@@ -92,10 +100,11 @@ class _Tables:
         slack = self.vertex.amax(2) - self.vertex.gather(2, gold.unsqueeze(2)).squeeze(2)
         if self.edge.numel():
             at = self.target_of_edges(gold)
-            own = self.edge.gather(2, at.clamp_min(0).unsqueeze(2)).squeeze(2)
-            gain = self.edge.amax(2).clamp_min(0.0) - torch.where(at >= 0, own, 0.0)
+            edge = self.owner.unsqueeze(1), torch.arange(at.shape[1], device=at.device)
+            own = torch.where(at >= 0, self.edge[(*edge, at.clamp_min(0))], 0.0)
+            gain = self.edge.amax(2).clamp_min(0.0)[self.owner] - own
             for end in (0, 1):
-                slack = slack.scatter_add(1, self.source_edges[..., end], gain)
+                slack = slack.scatter_add(1, self.source_edges[self.owner, :, end], gain)
         return slack.amax(1)
 
 
@@ -116,8 +125,8 @@ def match(
 ) -> Tensor:
     """Match and let gradients flow to the affinities.
 
-    The table of edge affinities, (N k)^2 numbers per graph and sample, stands in memory while a problem is solved:
-    160 MB in all, forward and backward, for one graph of 512 nodes or four of 256 (k = 5).
+    The table of edge affinities, (N k)^2 numbers per graph (and sample, with noise on edges), stands in memory while a
+    problem is solved: 160 MB in all, forward and backward, for one graph of 512 nodes or four of 256 (k = 5).
 
     Args:
         problem: its affinities may require gradients.
@@ -127,7 +136,7 @@ def match(
             device that solves.
         margin: subtracted from the vertex affinity of true pairs, a structured hinge.
         lam: length of the step in the backward pass, > 0.
-        samples: noise samples to average over, solved together: tables stand in memory as often.
+        samples: noise samples to average over, solved together.
         mode, backend, seed, patience: of `solve`. In mode "linear" edges play no part and get no gradient.
         statistics: receives "skipped", the share of solves whose second one is known without solving if the loss is
             the Hamming distance to ``target``.
@@ -145,18 +154,19 @@ def match(
         )
     check_names(mode, backend)
     options = {"mode": mode, "backend": backend, "seed": seed, "patience": patience}
-    tables = _Tables.of(problem, options).repeated(samples)
-    gold = _gold(target, problem).to(tables.vertex.device).repeat_interleave(samples, dim=0)
-    edge = problem.edge_affinity
-    given = (problem.vertex_affinity, *(edge if isinstance(edge, tuple) else (edge,)))
-    vertex, *edges = (one.repeat_interleave(samples, dim=0) for one in given)
-    noised = tables.perturbed(gold, (noise_scale_vertex, noise_scale_edge), margin)
+    tables = _Tables.of(problem, options)
+    gold = _gold(target, problem).to(tables.vertex.device)
+    noised = tables.perturbed(gold, (noise_scale_vertex, noise_scale_edge), margin, samples)
+    gold = gold.repeat_interleave(samples, dim=0)
     first = noised.solve()
     known = (first == gold).all(1) | (2.0 * lam > noised.slack(gold))
     if statistics is not None:
         statistics["skipped"] = float(known.double().mean())
-    found = _Matching.apply(vertex, noised, first, gold, known, lam, *edges)
-    return found.unflatten(0, (problem.batch_size, samples)).mean(dim=1)
+    edge = problem.edge_affinity
+    edges = edge if isinstance(edge, tuple) else (edge,)
+    solved = _Solved(noised, first, gold, known, lam, samples)
+    found: Tensor = _Matching.apply(problem.vertex_affinity, solved, *edges)
+    return found
 
 
 def _gold(target: Tensor | None, problem: GraphMatchingProblem) -> Tensor:
@@ -186,74 +196,92 @@ def _matrix(assignment: Tensor, dtype: torch.dtype) -> Tensor:
     return functional.one_hot(assignment, assignment.shape[1]).to(dtype)
 
 
-def _second_solve(tables: _Tables, first: Tensor, gold: Tensor, known: Tensor, direction: Tensor, lam: float) -> Tensor:
-    """MAP(theta - lam direction); solves only the problems for which it is not known to be the truth."""
-    hamming = (direction - (1.0 - 2.0 * _matrix(gold, direction.dtype))).abs().amax((1, 2)) < 1e-5
-    # A Hamming gradient adds 2 lam per correct node: the truth stays optimal if it was, and becomes so by `slack`.
-    open_ = torch.nonzero(~(hamming & known)).squeeze(1)
-    result = gold.clone()
-    if len(open_):
-        given = torch.stack([first[open_], gold[open_]], dim=1)
-        result[open_] = tables.towards(open_, lam * direction.to(tables.vertex.dtype)).solve(given)
-    return result
+def _mean_matrix(assignments: Tensor, samples: int, like: Tensor) -> Tensor:
+    """(B samples, N) permutations to (B, N, N): the mean of the matrices of each problem's samples."""
+    columns = assignments.unflatten(0, (-1, samples)).transpose(1, 2).to(like.device)
+    share = torch.full((), 1.0 / samples, dtype=like.dtype, device=like.device)
+    return torch.zeros_like(like).scatter_add_(2, columns, share.expand(columns.shape))
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """The perturbed problems, ``samples`` of each, with their solutions and whether the second ones are known."""
+
+    tables: _Tables
+    first: Tensor
+    gold: Tensor
+    known: Tensor
+    lam: float
+    samples: int
+
+    def second(self, direction: Tensor) -> Tensor:
+        """MAP(theta - lam direction); solves only the problems for which it is not known to be the truth.
+
+        Args:
+            direction: (B, N, N), of largest magnitude 1, or 0.
+        """
+        truth = _matrix(self.gold[:: self.samples], direction.dtype)
+        hamming = (direction - (1.0 - 2.0 * truth)).abs().amax((1, 2)) < 1e-5
+        # A Hamming gradient adds 2 lam per correct node: the truth stays optimal if it was, and becomes so by `slack`.
+        open_ = torch.nonzero(~(hamming.repeat_interleave(self.samples) & self.known)).squeeze(1)
+        result = self.gold.clone()
+        if len(open_):
+            given = torch.stack([self.first[open_], self.gold[open_]], dim=1)
+            steps = self.lam * direction.to(self.tables.vertex.dtype)[open_ // self.samples]
+            result[open_] = self.tables.towards(open_, steps).solve(given)
+        moved = direction.flatten(1).any(1).repeat_interleave(self.samples)
+        return torch.where(moved.unsqueeze(1), result, self.first)
 
 
 class _Matching(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        vertex: Tensor,
-        tables: _Tables,
-        first: Tensor,
-        gold: Tensor,
-        known: Tensor,
-        lam: float,
-        *edge: Tensor,
-    ) -> Tensor:
-        ctx.solved = (tables, first, gold, known, lam)
+    def forward(ctx: Any, vertex: Tensor, solved: _Solved, *edge: Tensor) -> Tensor:
+        ctx.solved = solved
         ctx.save_for_backward(vertex, *edge)
-        return _matrix(first, vertex.dtype).to(vertex.device)
+        return _mean_matrix(solved.first, solved.samples, vertex)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        tables, first, gold, known, lam = ctx.solved
+        solved: _Solved = ctx.solved
         vertex, *edge = ctx.saved_tensors
         incoming = gradients[0].detach()
         if not bool(torch.isfinite(incoming).all()):
             # An overflowed loss scale: gradient scaling must see it and skip the step.
             bad = [torch.full_like(one, torch.nan) for one in (vertex, *edge)]
-            return bad[0], None, None, None, None, None, *bad[1:]
+            return bad[0], None, *bad[1:]
         size = incoming.abs().amax((1, 2))
-        direction = (incoming / torch.where(size > 0, size, 1.0).view(-1, 1, 1)).to(first.device)
-        second = _second_solve(tables, first, gold, known, direction, lam)
-        second = torch.where(size.to(first.device).view(-1, 1) > 0, second, first)
-        factor = size / lam
-        change = (_matrix(first, vertex.dtype) - _matrix(second, vertex.dtype)).to(vertex.device)
-        of_vertex = factor.to(vertex.dtype).view(-1, 1, 1) * change
-        if not any(ctx.needs_input_grad[6:]) or not tables.edge.numel():
-            return of_vertex, *[None] * (5 + len(edge))
-        used = [tables.target_of_edges(p).to(vertex.device) for p in (first, second)]
-        of_edge = _table_gradient(edge[0], used) if len(edge) == 1 else _feature_gradients(edge, used)
-        scaled = [factor.to(one.dtype).view(-1, 1, 1) * one for one in of_edge]
-        return of_vertex, None, None, None, None, None, *scaled
+        direction = incoming / torch.where(size > 0, size, 1.0).view(-1, 1, 1)
+        second = solved.second(direction.to(solved.first.device))
+        factor = (size / solved.lam).view(-1, 1, 1)
+        means = [_mean_matrix(one, solved.samples, vertex) for one in (solved.first, second)]
+        of_vertex = factor.to(vertex.dtype) * (means[0] - means[1])
+        if not any(ctx.needs_input_grad[2:]) or not solved.tables.edge.numel():
+            return of_vertex, None, *[None] * len(edge)
+        used = [solved.tables.target_of_edges(p).to(vertex.device) for p in (solved.first, second)]
+        pairs = [_touched(at.unflatten(0, (-1, solved.samples))) for at in used]
+        of_edge = _table_gradient(edge[0], pairs) if len(edge) == 1 else _feature_gradients(edge, pairs)
+        return of_vertex, None, *(factor.to(one.dtype) / solved.samples * one for one in of_edge)
 
 
-def _table_gradient(table: Tensor, used: list[Tensor]) -> list[Tensor]:
-    """Pairs of edges in use by the first solution, less those in use by the second, as a (B, E, F) table."""
+def _touched(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Problem, source edge and target edge of all pairs in use, of (B, samples, E) target edges or -1."""
+    problem, sample, edge = torch.nonzero(at >= 0, as_tuple=True)
+    return problem, edge, at[problem, sample, edge]
+
+
+def _table_gradient(table: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+    """Pairs of edges in use by the first solutions, less those in use by the second, as a (B, E, F) table."""
     change = torch.zeros_like(table)
-    for sign, at in zip((1.0, -1.0), used, strict=True):
-        column = at.clamp_min(0).unsqueeze(2)
-        change.scatter_add_(2, column, sign * (at >= 0).to(table.dtype).unsqueeze(2))
+    for sign, at in zip((1.0, -1.0), pairs, strict=True):
+        change.index_put_(at, change.new_tensor(sign), accumulate=True)
     return [change]
 
 
-def _feature_gradients(features: list[Tensor], used: list[Tensor]) -> list[Tensor]:
+def _feature_gradients(features: list[Tensor], pairs: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
     """The same for the features (B, E, D) and (B, F, D) whose inner products the affinities are."""
     left, right = features
     of_left, of_right = torch.zeros_like(left), torch.zeros_like(right)
-    for sign, at in zip((1.0, -1.0), used, strict=True):
-        column = at.clamp_min(0).unsqueeze(2).expand(-1, -1, left.shape[2])
-        weight = sign * (at >= 0).to(left.dtype).unsqueeze(2)
-        of_left += weight * right.gather(1, column)
-        of_right.scatter_add_(1, column, weight * left)
+    for sign, (problem, source, target) in zip((1.0, -1.0), pairs, strict=True):
+        of_left.index_put_((problem, source), sign * right[problem, target], accumulate=True)
+        of_right.index_put_((problem, target), sign * left[problem, source], accumulate=True)
     return [of_left, of_right]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["GraphMatchingProblem"]
+__all__ = ["GraphMatchingProblem", "carried_edges"]
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,26 @@ class GraphMatchingProblem:
         if not torch.equal(assignment.sort(dim=1).values, numbers.expand_as(assignment)):
             raise UserError(f"an assignment is not a permutation of 0..{self.nodes - 1}; graph matching; use solve()")
         vertex = self.vertex_affinity.double().gather(2, assignment.unsqueeze(2)).sum((1, 2))
-        mapped = assignment.gather(1, self.source_edges.flatten(1)).view_as(self.source_edges)
-        # (B, E, F): source edge e, carried over by the assignment, is target edge f.
-        same = (mapped.unsqueeze(2) == self.target_edges.unsqueeze(1)).all(dim=3)
-        return vertex + (self.edge_table().double() * same).sum((1, 2))
+        if 0 in (self.source_edges.shape[1], self.target_edges.shape[1]):
+            return vertex
+        at = carried_edges(self.source_edges, self.target_edges, assignment)
+        column = at.clamp_min(0).unsqueeze(2)
+        if isinstance(self.edge_affinity, Tensor):
+            edge = self.edge_affinity.double().gather(2, column)
+        else:
+            left, right = (features.double() for features in self.edge_affinity)
+            edge = (left * right.gather(1, column.expand_as(left))).sum(2, keepdim=True)
+        return vertex + torch.where(at >= 0, edge.squeeze(2), 0.0).sum(1)
+
+
+def carried_edges(source_edges: Tensor, target_edges: Tensor, assignment: Tensor) -> Tensor:
+    """(B, E): the target edge that an assignment (B, N) carries each source edge to; -1 where there is none."""
+    nodes = assignment.shape[1]
+    number = torch.full((len(assignment), nodes * nodes), -1, device=assignment.device)
+    code = target_edges[..., 0] * nodes + target_edges[..., 1]
+    number.scatter_(1, code, torch.arange(code.shape[1], device=code.device).expand_as(code))
+    mapped = assignment.gather(1, source_edges.flatten(1)).view_as(source_edges)
+    return number.gather(1, mapped[..., 0] * nodes + mapped[..., 1])
 
 
 def _require_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:

@@ -86,14 +86,18 @@ def solve_tables(
     seed: int = 0,
     patience: int = 0,
     given: Tensor | None = None,
+    owner: Tensor | None = None,
 ) -> Tensor:
-    """`solve` on checked tensors without gradient: (B, N, N), (B, E, 2), (B, F, 2), (B, E, F).
+    """`solve` on checked tensors without gradient: (B, N, N), (T, E, 2), (T, F, 2), (T, E, F).
 
     Args:
+        owner: (B,) int64, which edges and edge affinities belong to each problem; None: T is B, each its own.
         given: (B, S, N) permutations to start from before the mode's own starts: the result is at least as good.
     """
     options: dict[str, Any] = {"mode": mode, "seed": seed, "patience": patience}
     if on_tensors(vertex, backend):
+        if owner is not None and mode != "linear":
+            source_edges, target_edges, edge = (part[owner] for part in (source_edges, target_edges, edge))
         return solve_tensors(vertex, source_edges, target_edges, edge, given=given, **options)
     found = solve_arrays(
         vertex.to("cpu", torch.float64).contiguous().numpy(),
@@ -102,6 +106,7 @@ def solve_tables(
         edge.to("cpu", torch.float64).contiguous().numpy(),
         backend=backend,
         given=None if given is None else given.cpu().contiguous().numpy(),
+        owner=None if owner is None else owner.cpu().contiguous().numpy(),
         **options,
     )
     return torch.from_numpy(found).to(vertex.device)
@@ -118,6 +123,7 @@ def solve_arrays(
     seed: int = 0,
     patience: int = 0,
     given: np.ndarray | None = None,
+    owner: np.ndarray | None = None,
 ) -> np.ndarray:
     """`solve_tables` by a backend for arrays, C-contiguous, of float64 and int64."""
     kernels = _backend(backend)
@@ -132,11 +138,12 @@ def solve_arrays(
     noise, picks = _start_noise(starts, nodes, seed)
     if given is None:
         given = np.empty((batch, 0, nodes), np.int64)
+    owner = np.arange(batch) if owner is None else owner
 
-    def run(*part: np.ndarray) -> None:
-        kernels.solve_batch(*part[:4], starts, noise, picks, patience, *part[4:])
+    def run(vertex: np.ndarray, owner: np.ndarray, *part: np.ndarray) -> None:
+        kernels.solve_batch(vertex, source_edges, target_edges, edge, owner, starts, noise, picks, patience, *part)
 
-    _in_threads(run, (vertex, source_edges, target_edges, edge, np.ascontiguousarray(given), out))
+    _in_threads(run, (vertex, owner, np.ascontiguousarray(given), out))
     return out
 
 
