@@ -2,11 +2,12 @@
 
 A small ResNet-18 (width 16) learns from random weights: 64 pairs of 64-pixel views a step, Adam 0.003 with cosine.
 Every setting of a seed gets the same views and starts from the same weights. Each set of images is given as one or
-more datalists joined by commas; at most 1000 images a set are learnt from and 160 of its validation and test sections
-held out. Half of these served to choose the settings; the figures are those of the other half, mean of six draws of
-the views, on pooled, centred features:
+more datalists joined by commas; at most 1000 images a set are learnt from. Settings are chosen on the images of the
+validation and test sections (--screen); reported are figures of images of other subjects, a quarter of the training
+section that is set apart (at most 80 images a set). Each is the mean of six draws of the views, on pooled, centred
+features:
 
-    r@1         how often an image's second view is the nearest of those of all held-out images
+    r@1         how often an image's second view is the nearest of those of 407 held-out images
     mixed, set  second-order matching without noise in groups of 16, of all sets and of one set (chance .06)
     rank        effective rank of the features
     probe       area under the ROC curve of a logistic regression on the features of unchanged images (--probe)
@@ -47,40 +48,58 @@ from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 from lvmmed_monai.transforms.views_2d import ViewParameters, ViewSettings, apply_view
 
 SIZE, BATCH, RATE = 64, 64, 3e-3
-LEARNT, HELD_OUT, DRAWS = 1000, 160, 6
+LEARNT, REPORTED, SCREENED, GALLERY, DRAWS = 1000, 80, 160, 407, 6
 MEASURES = ("r@1", "mixed", "set", "rank")
 
+
+Picture = tuple[ViewPairs, int]
 
 # -- images -----------------------------------------------------------------------------------------------------------
 
 
 class Pictures:
-    """Images of all sets: to learn from, and held out with the number of their set."""
+    """Images of all sets: to learn from, and held out with the number of their set.
 
-    def __init__(self, sets: list[str], folder: Path) -> None:
+    Attributes:
+        learnt: the images to learn from.
+        queries: numbers of the held-out images that are measured; the others are only there to be mistaken for them.
+        set_of_held: the set of each held-out image.
+        views_of_held: (DRAWS, 2, M, 3, SIZE, SIZE) uint8 views of the held-out images.
+    """
+
+    def __init__(self, sets: list[str], folder: Path, screening: bool = False) -> None:
         rng = np.random.default_rng(0)
-        self.learnt: list[tuple[ViewPairs, int]] = []
-        self.held: list[tuple[ViewPairs, int]] = []
-        numbers: list[int] = []
+        self.learnt: list[Picture] = []
+        held: list[tuple[int, bool, Picture]] = []
         for number, text in enumerate(sets):
-            datalists = text.split(",")
-            for sections, most, into in (
-                (("training",), LEARNT, self.learnt),
-                (("validation", "test"), HELD_OUT, self.held),
-            ):
-                found = [(pool, i) for pool in pools(datalists, sections, folder) for i in range(len(pool))]
-                chosen = np.sort(rng.permutation(len(found))[:most])
-                into.extend(found[i] for i in chosen)
-                numbers.extend([number] * (len(chosen) if into is self.held else 0))
-        self.set_of_held = np.array(numbers)
-        self.reported = np.zeros(len(numbers), bool)
-        for number in range(len(sets)):
-            members = np.flatnonzero(self.set_of_held == number)
-            self.reported[rng.permutation(members)[len(members) // 2 :]] = True
-        self.views_of_held = torch.stack([self._views(self.held, [99, draw]) for draw in range(DRAWS)])
+            training = [*pictures_of(text.split(","), ("training",), folder)]
+            apart = self._apart(training, rng)
+            rest = [picture for picture in training if subject(picture) not in apart]
+            self.learnt += drawn(rest, LEARNT, rng)
+            reported = drawn([picture for picture in training if subject(picture) in apart], REPORTED, rng)
+            screened = drawn([*pictures_of(text.split(","), ("validation", "test"), folder)], SCREENED, rng)
+            held += [(number, not screening, picture) for picture in reported]
+            held += [(number, screening, picture) for picture in screened]
+        measured = [row for row in held if row[1]]
+        others = drawn([row for row in held if not row[1]], max(0, GALLERY - len(measured)), rng)
+        self.set_of_held = np.array([number for number, _, _ in measured + others])
+        self.queries = np.arange(len(measured))
+        pictures = [picture for _, _, picture in measured + others]
+        self.views_of_held = torch.stack([self._views(pictures, [99, draw]) for draw in range(DRAWS)])
 
     @staticmethod
-    def _views(pictures: list[tuple[ViewPairs, int]], key: list[int]) -> Tensor:
+    def _apart(training: list[Picture], rng: np.random.Generator) -> set[str]:
+        """Subjects with a quarter of a set's training images, drawn at random."""
+        counts: dict[str, int] = {}
+        for picture in training:
+            counts[subject(picture)] = counts.get(subject(picture), 0) + 1
+        names = sorted(counts)
+        order = [names[i] for i in rng.permutation(len(names))]
+        images = np.cumsum([counts[name] for name in order])
+        return set(order[: int(np.searchsorted(images, len(training) / 4)) + 1])
+
+    @staticmethod
+    def _views(pictures: list[Picture], key: list[int]) -> Tensor:
         """(2, M, 3, SIZE, SIZE) uint8."""
         samples = [pool.draw(i, np.random.default_rng([*key, n])) for n, (pool, i) in enumerate(pictures)]
         views = [torch.stack([sample[name] for sample in samples]) for name in ("view1", "view2")]
@@ -110,6 +129,23 @@ class Pictures:
             os.replace(partial, views_path)
             np.save(places_path, places)
         return np.load(views_path, mmap_mode="r"), np.load(places_path)
+
+
+def subject(picture: Picture) -> str:
+    """Whom a picture shows."""
+    pool, i = picture
+    return str(pool.data[i]["subject"])
+
+
+def drawn(rows: list[Any], most: int, rng: np.random.Generator) -> list[Any]:
+    """At most so many of the rows, in their order."""
+    return [rows[i] for i in np.sort(rng.permutation(len(rows))[:most])]
+
+
+def pictures_of(datalists: list[str], sections: tuple[str, ...], folder: Path) -> Iterator[Picture]:
+    """All pictures of a set's sections."""
+    for pool in pools(datalists, sections, folder):
+        yield from ((pool, i) for i in range(len(pool)))
 
 
 def pools(datalists: list[str], sections: tuple[str, ...], folder: Path) -> Iterator[ViewPairs]:
@@ -161,9 +197,9 @@ def pooled(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def measured(encoder: nn.Module, pictures: Pictures) -> dict[str, float]:
-    """`MEASURES` on the reported half of the held-out images."""
+    """`MEASURES` of the held-out images that are queries."""
     rows: list[list[float]] = []
-    queries = np.flatnonzero(pictures.reported)
+    queries = pictures.queries
     for draw, views in enumerate(pictures.views_of_held):
         pair = torch.stack([pooled(encoder, side) for side in views])
         first, second = pair - pair.mean(dim=(0, 1))
@@ -235,8 +271,8 @@ def area_under_curve(scores: Tensor, labels: Tensor) -> float:
 
 def run_all(options: argparse.Namespace) -> None:
     """Run what no other process has begun."""
-    pictures = Pictures(options.sets, options.folder)
-    logging.info("%d images to learn from, %d held out", len(pictures.learnt), len(pictures.held))
+    pictures = Pictures(options.sets, options.folder, options.screen)
+    logging.info("%d images to learn from, %d held out", len(pictures.learnt), len(pictures.set_of_held))
     for seed in options.seeds:
         for name in options.settings:
             path = result_path(options, name, seed)
@@ -255,7 +291,8 @@ def run_all(options: argparse.Namespace) -> None:
 def result_path(options: argparse.Namespace, name: str, seed: int) -> Path:
     """Where the figures of a run are kept."""
     stem = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return Path(options.folder / f"{stem}-{seed}-{options.steps}-{options.run}.json")
+    kind = "screen" if options.screen else "report"
+    return Path(options.folder / f"{stem}-{seed}-{options.steps}-{options.run}-{kind}.json")
 
 
 def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
@@ -292,6 +329,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--run", type=int, default=1, help="images of a batch that follow one another, as slices do")
+    parser.add_argument("--screen", action="store_true", help="measure the images that settings are chosen on")
     parser.add_argument("--folder", type=Path, default=Path("learning_2d"), help="views (1.6 MB a step) and results")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     return parser.parse_args(argv)

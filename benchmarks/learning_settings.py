@@ -48,36 +48,56 @@ class InfoNCE(nn.Module):
 
 @dataclass(frozen=True)
 class Setting:
-    """A loss, the projector before it, and the feature map it looks at."""
+    """A loss, the projector before it, and the map it looks at; None goes by `LVMMedNetwork.chosen_map`."""
 
     loss: Callable[[], nn.Module]
     projector: str = "mlp"
-    map_level: int = -1
+    map_level: int | None = -1
 
 
-def matching(preset: str, projector: str, map_level: int = -1, **options: Any) -> Setting:
+def matching(preset: str, projector: str, **options: Any) -> Setting:
     """A setting of the graph matching loss."""
-    return Setting(lambda: GraphMatchingLoss(preset, 128, **options), projector, map_level)
+    return Setting(lambda: GraphMatchingLoss(preset, 128, **options), projector)
+
+
+def recommended(projector: str = "none", map_level: int | None = None, **options: Any) -> Setting:
+    """The preset "recommended" with some options changed."""
+    return Setting(lambda: GraphMatchingLoss("recommended", 128, **options), projector, map_level)
+
+
+def contrast(temperature: float, patches: int) -> Setting:
+    """InfoNCE in the form of the preset "recommended"."""
+    return Setting(lambda: InfoNCE(temperature, standardise=True, patches=patches), "none", None)
 
 
 PLAIN: dict[str, Any] = {"alpha": 1.0, "message_passing": None, "noise_scale_vertex": 0.0, "noise_scale_edge": 0.0}
 MARGIN_5: dict[str, Any] = {**PLAIN, "margin": 5.0, "mode": "fast"}
 SECOND: dict[str, Any] = {
     "nodes_per_graph": 16,
+    "both_views": False,
+    "edge_weight": 1.0,
     "margin": 5.0,
     "noise_scale_vertex": 0.0,
     "samples": 1,
     "regroup": 8,
-    "mode": "fast",
 }
 SETTINGS: dict[str, Setting | None] = {
     "random weights": None,
     "InfoNCE .1": Setting(lambda: InfoNCE(0.1)),
     "InfoNCE .2": Setting(lambda: InfoNCE(0.2)),
     "InfoNCE .5": Setting(lambda: InfoNCE(0.5)),
-    "InfoNCE .1, no projector": Setting(lambda: InfoNCE(0.1, standardise=True), "none"),
-    "InfoNCE .2, no projector": Setting(lambda: InfoNCE(0.2, standardise=True), "none"),
-    "InfoNCE .15, patches": Setting(lambda: InfoNCE(0.15, standardise=True, patches=4), "none", -2),
+    "recommended": recommended(),
+    "InfoNCE .1, patches": contrast(0.1, 4),
+    "InfoNCE .15, patches": contrast(0.15, 4),
+    "recommended, no edges": recommended(mode="linear", patch_mode="linear"),
+    "recommended, edges of images only": recommended(patch_mode="linear"),
+    "recommended, 16 samples": recommended(samples=16),
+    "recommended, one view a side": recommended(both_views=False),
+    "recommended, coarser patches": recommended(map_level=-2),
+    "recommended, no patches": recommended(patch_graphs=0),
+    "InfoNCE .1, no projector": contrast(0.1, 0),
+    "recommended, MLP projector": recommended("mlp", standardise=False),
+    "recommended, margin 5": recommended(**SECOND),
     "linear, margin 1": matching("paper", "mlp", **{**PLAIN, "margin": 1.0, "mode": "linear"}),
     "linear, noise .2 x 16": matching(
         "paper", "mlp", **{**PLAIN, "noise_scale_vertex": 0.2, "samples": 16, "mode": "linear", "nodes_per_graph": None}
@@ -90,10 +110,4 @@ SETTINGS: dict[str, Setting | None] = {
     "paper, residual message passing": matching("paper", "linear", message_passing="residual"),
     "paper, margin 5": matching("paper", "linear", noise_scale_vertex=0.0, noise_scale_edge=0.0, margin=5.0),
     "paper, 16 noise samples": matching("paper", "linear", samples=16, mode="fast"),
-    "recommended": matching("recommended", "none", -2),
-    "recommended, MLP projector": matching("recommended", "mlp", -2, standardise=False),
-    "recommended, no patches": matching("recommended", "none", -2, patch_graphs=0),
-    "recommended, edges .05": matching("recommended", "none", -2, mode="fast", edge_weight=0.05),
-    "recommended, edges, margin 5": matching("recommended", "none", -2, **SECOND),
-    "recommended, margin 5, no patches": matching("recommended", "none", -2, **SECOND, patch_graphs=0),
 }

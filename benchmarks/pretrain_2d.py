@@ -63,7 +63,7 @@ def stages_of_step(
     batch = {key: value.to(device) for key, value in next(batches).items()}
     mark()
     levels = network.encoder(torch.cat([batch["view1"], batch["view2"]]))
-    found = [network.projector(levels[-1].mean(dim=(2, 3))), levels[network.map_level]]
+    found = [network.projector(levels[-1].mean(dim=(2, 3))), network.chosen_map(levels)]
     mark()
     optimizer.zero_grad(set_to_none=True)
     z, maps = (one.detach().requires_grad_() for one in found)

@@ -24,6 +24,8 @@ class GraphMatchingOptions:
 
     Attributes:
         nodes_per_graph: images per graph; None makes one graph of all images of a batch.
+        both_views: both views of the images are nodes of either graph. The true match of a node is the other view of
+            its image; a node is no match of itself. Views of one side are told apart, too, as InfoNCE does.
         neighbours: out-edges per node of the kNN graphs, fewer than ``nodes_per_graph``; unused in mode "linear".
         metric: of the neighbours, "euclidean" or "cosine".
         target_edges: "own": each view has its own neighbours; "source": the second view has the first one's, which
@@ -44,11 +46,13 @@ class GraphMatchingOptions:
         patch_graphs: further cuts of the batch into graphs whose nodes are patches, one of each image, that both of
             its views show (`graph_matching.patch_pairs`). They use the feature maps and weigh as much as the others.
         mode: of the solver; "linear" matches by the nodes alone.
+        patch_mode: the same for graphs of patches.
         gather: "local" makes graphs of a process's own images; "global" of the images of all processes, which then
             all compute the same loss; gradients go back to the process that an image belongs to.
     """
 
     nodes_per_graph: int | None = 16
+    both_views: bool = False
     neighbours: int = 5
     metric: str = "euclidean"
     target_edges: str = "own"
@@ -68,6 +72,7 @@ class GraphMatchingOptions:
     regroup: int = 1
     patch_graphs: int = 0
     mode: str = "default"
+    patch_mode: str = "linear"
     gather: str = "local"
 
 
@@ -89,14 +94,17 @@ PRESETS: dict[str, GraphMatchingOptions] = {
     ),
     "recommended": GraphMatchingOptions(
         nodes_per_graph=None,
+        both_views=True,
         standardise=True,
         alpha=1.0,
+        edge_weight=0.05,
         noise_scale_vertex=0.1,
         noise_scale_edge=0.0,
-        samples=16,
+        samples=8,
         message_passing=None,
         patch_graphs=4,
-        mode="linear",
+        mode="fast",
+        patch_mode="fast",
     ),
 }
 
@@ -125,7 +133,8 @@ def _check(options: GraphMatchingOptions) -> None:
                 f"{name} = {getattr(options, name)!r}; graph matching loss; choose {' or '.join(map(repr, choices))}"
             )
     nodes = options.nodes_per_graph
-    if options.mode != "linear" and not 1 <= options.neighbours < (nodes or options.neighbours + 1):
+    most = options.neighbours + 1 if nodes is None else nodes * (1 + options.both_views)
+    if options.mode != "linear" and not 1 <= options.neighbours < most:
         raise UserError(
             f"{options.neighbours} neighbours in graphs of {nodes} nodes; graph matching loss; "
             "give at least 1 neighbour and more nodes than neighbours"

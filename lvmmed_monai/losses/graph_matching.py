@@ -107,13 +107,13 @@ class GraphMatchingLoss(nn.Module):
     ) -> dict[str, Any]:
         options = self.options
         with torch.autocast(z1.device.type, enabled=False):
-            graphs = _Graphs.of(self._cuts(len(z1), options.regroup).to(z1.device))
+            graphs, views = self._graphs(self._cuts(len(z1), options.regroup).to(z1.device), (z1.float(), z2.float()))
             local = None
             if maps is not None and grids is not None:
                 maps = maps[0].float(), maps[1].float()
                 local = self._local(graphs, maps, grids) if options.alpha < 1.0 else None
-            problem = self._problem(graphs, (z1.float(), z2.float()), local)
-            loss, skipped = self._distance(problem, graphs.gold)
+            problem = self._problem(graphs, views, options.mode, local)
+            loss, skipped = self._distance(problem, graphs.gold, options.mode)
             if options.patch_graphs and maps is not None and grids is not None:
                 loss = (loss + self._distance_of_patches(maps, grids)) / 2
         return {
@@ -138,7 +138,7 @@ class GraphMatchingLoss(nn.Module):
             return torch.arange(images).view(-1, nodes)
         return torch.cat([torch.randperm(images).view(-1, nodes) for _ in range(count)])
 
-    def _distance(self, problem: GraphMatchingProblem, gold: Tensor) -> tuple[Tensor, float]:
+    def _distance(self, problem: GraphMatchingProblem, gold: Tensor, mode: str) -> tuple[Tensor, float]:
         """Fraction of wrong nodes of the perturbed matching, and the share of second solves that are known."""
         options = self.options
         statistics: dict[str, float] = {}
@@ -150,7 +150,7 @@ class GraphMatchingLoss(nn.Module):
             margin=options.margin,
             lam=options.lam,
             samples=options.samples,
-            mode=options.mode,
+            mode=mode,
             statistics=statistics,
         )
         truth = nn.functional.one_hot(gold, problem.nodes).to(found.dtype)
@@ -164,11 +164,19 @@ class GraphMatchingLoss(nn.Module):
         cuts = self._cuts(images, draws).to(first.device)
         # One cut for each draw: graphs of draw d hold the rows d M to (d + 1) M of the patches.
         start = torch.arange(draws, device=cuts.device).repeat_interleave(len(cuts) // draws) * images
-        graphs = _Graphs.of(cuts + start.unsqueeze(1))
-        return self._distance(self._problem(graphs, (first, second)), graphs.gold)[0]
+        graphs, views = self._graphs(cuts + start.unsqueeze(1), (first, second))
+        mode = self.options.patch_mode
+        return self._distance(self._problem(graphs, views, mode), graphs.gold, mode)[0]
+
+    def _graphs(self, cuts: Tensor, views: tuple[Tensor, Tensor]) -> tuple[_Graphs, tuple[Tensor, Tensor]]:
+        if self.options.both_views:
+            return _Graphs.of_both_views(cuts, len(views[0])), _on_both_sides(views)
+        return _Graphs.of(cuts), views
 
     def _local(self, graphs: _Graphs, maps: tuple[Tensor, Tensor], grids: tuple[Tensor, Tensor]) -> Tensor:
         source, target = graphs.source, graphs.target
+        if self.options.both_views:
+            maps, grids = _on_both_sides(maps), _on_both_sides(grids)
         if source.numel() * source.shape[1] > len(maps[0]) ** 2:
             # Several cuts meet most pairs of the batch more than once: each pair of images once.
             whole = local_affinity(maps[0][None], maps[1][None], grids[0][None], grids[1][None], self.options.gamma)
@@ -176,13 +184,13 @@ class GraphMatchingLoss(nn.Module):
         return local_affinity(maps[0][source], maps[1][target], grids[0][source], grids[1][target], self.options.gamma)
 
     def _problem(
-        self, graphs: _Graphs, embeddings: tuple[Tensor, Tensor], local: Tensor | None = None
+        self, graphs: _Graphs, embeddings: tuple[Tensor, Tensor], mode: str, local: Tensor | None = None
     ) -> GraphMatchingProblem:
         options = self.options
         if options.standardise:
             embeddings = _standardised(*embeddings)
         source, target = embeddings[0][graphs.source], embeddings[1][graphs.target]
-        edges = self._edges(graphs, source, target)
+        edges = self._edges(graphs, source, target, mode)
         if self.message_passing is not None:
             source, target = self.message_passing(source, edges[0]), self.message_passing(target, edges[1])
         if options.affinity == "softplus":
@@ -194,11 +202,15 @@ class GraphMatchingLoss(nn.Module):
             edge = options.edge_weight * edge_directions(source, edges[0]), edge_directions(target, edges[1])
         if local is not None:
             vertex = options.alpha * vertex + (1 - options.alpha) * (4 if options.local_sum else 1) * local
+        if graphs.same is not None:
+            # As far below the lowest as the highest is above it: an exchange with any other node is better.
+            low, high = vertex.detach().aminmax()
+            vertex = torch.where(graphs.same, 2 * low - high - 10 * options.noise_scale_vertex, vertex)
         return GraphMatchingProblem(vertex, edges[0], edges[1], edge)
 
-    def _edges(self, graphs: _Graphs, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _edges(self, graphs: _Graphs, source: Tensor, target: Tensor, mode: str) -> tuple[Tensor, Tensor]:
         options = self.options
-        if options.mode == "linear" and self.message_passing is None:
+        if mode == "linear" and self.message_passing is None:
             none = graphs.source.new_zeros(len(graphs.source), 0, 2)
             return none, none
         if options.metric == "cosine":
@@ -211,17 +223,39 @@ class GraphMatchingLoss(nn.Module):
 
 @dataclass(frozen=True)
 class _Graphs:
-    """(G, N) numbers of the images of each source and target graph, and the true assignment between them."""
+    """Which rows of the embeddings are the nodes.
+
+    Attributes:
+        source, target: (G, N) numbers of the nodes of each source and target graph.
+        gold: (G, N) the true assignment between them.
+        same: (G, N, N) pairs of a node with itself, which are no match; None where there are none.
+    """
 
     source: Tensor
     target: Tensor
     gold: Tensor
+    same: Tensor | None = None
 
     @staticmethod
     def of(groups: Tensor) -> _Graphs:
         # Position j of the target holds the image groups[shuffle[j]]: the true match is the inverse permutation.
         shuffle = _shuffles(*groups.shape).to(groups.device)
         return _Graphs(groups, groups.gather(1, shuffle), shuffle.argsort(dim=1))
+
+    @staticmethod
+    def of_both_views(groups: Tensor, images: int) -> _Graphs:
+        """Of (G, N) image numbers, 2N nodes on either side; the second view of image i is node ``images`` + i."""
+        nodes = torch.cat([groups, groups + images], dim=1)
+        shuffle = _shuffles(*nodes.shape).to(nodes.device)
+        places = shuffle.argsort(dim=1)
+        same = nn.functional.one_hot(places, nodes.shape[1]).bool()
+        return _Graphs(nodes, nodes.gather(1, shuffle), places.roll(groups.shape[1], dims=1), same)
+
+
+def _on_both_sides(views: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The rows of both views, twice."""
+    both = torch.cat(views)
+    return both, both
 
 
 def _standardised(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

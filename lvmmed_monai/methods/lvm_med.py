@@ -28,8 +28,10 @@ _MONITOR_BATCH = 64
 _MONITOR_NODES = 16
 # The local term compares all positions of all images: tables grow with the fourth power of a map's side.
 _LARGEST_MAP = 14
+# Patches of a coarser map show most of a view each.
+_PATCHES_A_SIDE = 8
 # Projector, and feature map (from the coarsest backwards) for the local term and the patch graphs.
-_FORM_OF_PRESET = {"paper": ("linear", -1), "draft": ("mlp", -1), "recommended": ("none", -2)}
+_FORM_OF_PRESET = {"paper": ("linear", -1), "draft": ("mlp", -1), "recommended": ("none", None)}
 
 
 class LVMMedNetwork(nn.Module):
@@ -39,10 +41,12 @@ class LVMMedNetwork(nn.Module):
         encoder: 2D encoder.
         projector: pooled coarsest features (M, C) to embeddings.
         loss: the matching loss; its message passing may have weights.
-        map_level: which of the encoder's feature maps the loss gets, -1 is the coarsest.
+        map_level: which of the encoder's feature maps the loss gets, -1 is the coarsest; None goes by `chosen_map`.
     """
 
-    def __init__(self, encoder: nn.Module, projector: nn.Module, loss: GraphMatchingLoss, map_level: int = -1) -> None:
+    def __init__(
+        self, encoder: nn.Module, projector: nn.Module, loss: GraphMatchingLoss, map_level: int | None = -1
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
@@ -65,10 +69,20 @@ class LVMMedNetwork(nn.Module):
         z1, z2 = self.projector(maps[-1].mean(dim=(2, 3))).chunk(2)
         if not self.loss.uses_maps:
             return self.loss(z1, z2)
-        map1, map2 = _reduced(maps[self.map_level]).chunk(2)
+        map1, map2 = _reduced(self.chosen_map(maps)).chunk(2)
         shape = map1.shape[2:]
         grids = location_grids(location1, *shape), location_grids(location2, *shape)
         return self.loss(z1, z2, (map1, map2), grids)
+
+    def chosen_map(self, maps: Sequence[Tensor]) -> Tensor:
+        """The map that the loss gets, of all maps of the encoder, the finest first.
+
+        Without a level: the coarsest of the last three with 8 or more positions a side, else the finest of these.
+        """
+        if self.map_level is not None:
+            return maps[self.map_level]
+        last = maps[-3:]
+        return next((one for one in reversed(last) if min(one.shape[2:]) >= _PATCHES_A_SIDE), last[0])
 
 
 class LVMMed:
@@ -84,7 +98,7 @@ class LVMMed:
         projector: "linear", the published form, "mlp" (256 units, batch norm, ReLU), or "none": the pooled features
             themselves are matched; None goes by the preset.
         map_level: feature map for the local term and for patch graphs, -1 the coarsest, -2 twice as fine; None goes
-            by the preset.
+            by the preset: the coarsest, or for "recommended" `LVMMedNetwork.chosen_map`.
         features: width of the embeddings of a projector.
         views: options of `transforms.views_2d.ViewSettings`; ``size`` is the side of the views in pixels.
         planes: anatomical planes in which volumes are cut.
@@ -128,11 +142,12 @@ class LVMMed:
         projector = form[0] if projector is None else projector
         if projector not in ("linear", "mlp", "none"):
             raise UserError(f"unknown projector {projector!r}; lvm_med; choose 'linear', 'mlp' or 'none'")
-        self._map_level = form[1] if map_level is None else map_level
+        self._map_level: int | None = form[1] if map_level is None else map_level
         nodes = self._loss.options.nodes_per_graph
         self.chance = dict.fromkeys(("matching_accuracy", "linear_matching_accuracy"), 1 / _MONITOR_NODES)
         if nodes:
-            self.chance["matching_accuracy_in_training"] = 1 / nodes
+            others = 2 * nodes - 1 if self._loss.options.both_views else nodes
+            self.chance["matching_accuracy_in_training"] = 1 / others
         self.encoder_name, self.in_channels = encoder_name, in_channels
         self.encoder_options = dict(encoder_options or {})
         self.preset, self.loss_options = preset, dict(loss_options or {})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import socket
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -260,7 +261,7 @@ def test_standardising_removes_offset_and_scale() -> None:
 def problem_of(z1: torch.Tensor, z2: torch.Tensor, **options: object) -> tuple[GraphMatchingProblem, _Graphs]:
     loss = margin_loss(nodes_per_graph=len(z1), neighbours=2, **options)
     graphs = _Graphs.of(torch.arange(len(z1))[None])
-    return loss._problem(graphs, (z1, z2)), graphs
+    return loss._problem(graphs, (z1, z2), loss.options.mode), graphs
 
 
 def test_softplus_of_inner_products() -> None:
@@ -294,8 +295,54 @@ def test_local_affinity_as_a_sum_weighs_four_times() -> None:
     z1, z2, local = embeddings(4, seed=1), embeddings(4, seed=2), torch.rand(1, 4, 4)
     graphs = _Graphs.of(torch.arange(4)[None])
     mean, total, none = (
-        margin_loss(nodes_per_graph=4, neighbours=2, alpha=0.8, local_sum=one)._problem(graphs, (z1, z2), given)
+        margin_loss(nodes_per_graph=4, neighbours=2, alpha=0.8, local_sum=one)._problem(graphs, (z1, z2), "fast", given)
         for one, given in ((False, local), (True, local), (False, None))
     )
     added = [one.vertex_affinity - 0.8 * none.vertex_affinity for one in (mean, total)]
     torch.testing.assert_close(added, [0.2 * local, 0.8 * local])
+
+
+class TestBothViews:
+    """Nodes are 2N views on either side, and no view is a match of itself."""
+
+    def test_found_is_the_best_assignment_without_fixed_points(self) -> None:
+        z1, z2 = embeddings(3, seed=1), embeddings(3, seed=2)
+        unit = torch.nn.functional.normalize(torch.cat([z1, z2]), dim=1).numpy()
+        cosine = unit @ unit.T
+        orders = [p for p in permutations(range(6)) if all(i != a for i, a in enumerate(p))]
+        best = max(orders, key=lambda p: sum(cosine[i, a] for i, a in enumerate(p)))
+        wrong = np.mean([a != (i + 3) % 6 for i, a in enumerate(best)])
+        result = quiet(nodes_per_graph=3, regroup=1, both_views=True, mode="linear")(z1, z2)
+        assert 0 < wrong < 1
+        assert float(result["loss"]) == pytest.approx(wrong)
+
+    @pytest.mark.parametrize("mode", ["linear", "fast"])
+    def test_equal_views_match_each_other(self, mode: str) -> None:
+        z = embeddings(32)
+        result = quiet(regroup=2, both_views=True, mode=mode)(z, z)
+        assert (float(result["loss"]), result["graphs"]) == (0.0, 4)
+
+    def test_random_features_match_by_chance_only(self) -> None:
+        z1, z2 = embeddings(800, seed=1), embeddings(800, seed=2)
+        result = quiet(regroup=1, both_views=True, mode="linear")(z1, z2)
+        assert result["training_accuracy"] == pytest.approx(1 / 31, abs=0.02)
+
+    @pytest.mark.parametrize("mode", ["linear", "fast"])
+    def test_noise_makes_no_view_its_own_match(self, mode: str) -> None:
+        z1, z2 = embeddings(16, seed=1), embeddings(16, seed=2)
+        loss = quiet(both_views=True, noise_scale_vertex=0.5, mode=mode)
+        graphs = _Graphs.of_both_views(torch.arange(16)[None], 16)
+        both = torch.cat([z1, z2])
+        problem = loss._problem(graphs, (both, both), mode)
+        found = match(problem, graphs.gold, noise_scale_vertex=0.5, noise_scale_edge=0.0, samples=64, mode=mode)
+        assert graphs.same is not None
+        assert float(found[graphs.same].max()) == 0.0
+
+    def test_local_term_and_patches_use_the_maps_of_both_views(self) -> None:
+        torch.manual_seed(11)
+        loss = GraphMatchingLoss("recommended", both_views=True, nodes_per_graph=8, alpha=0.5, regroup=3)
+        maps = [torch.randn(16, 6, 4, 4, requires_grad=True) for _ in range(2)]
+        location = torch.tensor([[0.0, 0.0, 32.0, 32.0, 0.0]]).expand(16, 5)
+        grids = location_grids(location, 4, 4), location_grids(location, 4, 4)
+        loss(embeddings(16, seed=1), embeddings(16, seed=2), tuple(maps), grids)["loss"].backward()
+        assert all(one.grad is not None and float(one.grad.abs().sum()) > 0 for one in maps)

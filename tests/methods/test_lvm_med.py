@@ -141,6 +141,21 @@ def test_a_step_moves_every_weight(dataset: Any, preset: str) -> None:
     assert still == []
 
 
+@pytest.mark.parametrize(
+    ("preset", "size", "side"),
+    [("recommended", 224, 14), ("recommended", 64, 8), ("recommended", 32, 4), ("paper", 64, 2)],
+)
+def test_map_of_the_loss(preset: str, size: int, side: int) -> None:
+    network = LVMMed(**SMALL, preset=preset).network()
+    assert network.chosen_map(network.encoder(torch.zeros(2, 3, size, size))).shape[2:] == (side, side)
+
+
+@pytest.mark.parametrize(("both_views", "others"), [(False, 8), (True, 15)])
+def test_chance_counts_the_views_that_can_be_met(both_views: bool, others: int) -> None:
+    options = {"nodes_per_graph": 8, "both_views": both_views}
+    assert LVMMed(**{**SMALL, "loss_options": options}).chance["matching_accuracy_in_training"] == 1 / others
+
+
 def test_monitors_leave_no_trace_and_repeat(dataset: Any) -> None:
     torch.manual_seed(0)
     method = LVMMed(**SMALL)
@@ -168,18 +183,18 @@ def test_monitors_need_enough_pictures(pool: list[Path], tmp_path: Path) -> None
 def test_matching_is_learnt(tmp_path: Path) -> None:
     # Smooth random pictures: training must raise the noise-free accuracy on pictures it has not seen.
     rng = np.random.default_rng(1)
-    for i in range(96):
+    for i in range(128):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
         coarse.resize((48, 48), Image.Resampling.BICUBIC).save(tmp_path / f"{i}.png")
     lists = [
         datalist(tmp_path, f"part{k}", "COLOR", [f"{i}.png" for i in r])
-        for k, r in enumerate((range(64), range(64, 96)))
+        for k, r in enumerate((range(64), range(64, 128)))
     ]
     torch.manual_seed(0)
     method = LVMMed(**{**SMALL, "encoder_options": {"width": 8}, "views": {"size": 32, "area": (0.5, 1.0)}})
     training, held_out = (method.dataset([one], "training", tmp_path / "cache", seed=0) for one in lists)
     before = method.monitors(held_out)
-    train(method, training, 80)
+    train(method, training, 100)
     after = method.monitors(held_out)
     assert after["matching_accuracy"] > before["matching_accuracy"] + 0.1
 
