@@ -188,6 +188,38 @@ def test_gradient_of_edge_features_is_that_of_their_table(lam: float, backend: s
         torch.testing.assert_close(sparse, dense)
 
 
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("noise_scale_edge", [0.0, 1.0])
+@pytest.mark.parametrize("lam", [0.5, 80.0])
+def test_samples_are_the_mean_over_repeated_problems(
+    lam: float, noise_scale_edge: float, factored: bool, backend: str
+) -> None:
+    template = random_problem(12, 6, 3, edges=(15, 14))
+    edges = template.source_edges, template.target_edges
+    vertex = template.vertex_affinity.clone().requires_grad_()
+    left, right = (torch.randn(3, count, 4, dtype=torch.float64, requires_grad=True) for count in (15, 14))
+    problem = GraphMatchingProblem(vertex, *edges, (left, right) if factored else left @ right.transpose(1, 2))
+
+    def gradients_of(found: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        weights = torch.linspace(0.5, 2.0, 6, dtype=torch.float64)
+        return found.detach(), *torch.autograd.grad((weights * found).square().sum(), (vertex, left, right))
+
+    options = {"noise_scale_edge": noise_scale_edge, "lam": lam, "backend": backend}
+    torch.manual_seed(4)
+    together = gradients_of(match(problem, samples=5, **options))
+    again = [one.repeat_interleave(5, dim=0) for one in (vertex, *edges, left, right)]
+    features = again[3], again[4]
+    repeated = GraphMatchingProblem(
+        again[0], again[1], again[2], features if factored else features[0] @ features[1].transpose(1, 2)
+    )
+    torch.manual_seed(4)
+    one_by_one = gradients_of(match(repeated, **options).unflatten(0, (3, 5)).mean(1))
+    for found, expected in zip(together, one_by_one, strict=True):
+        assert float(expected.abs().max()) > 0
+        torch.testing.assert_close(found, expected)
+
+
 def test_backends_give_the_same_gradient() -> None:
     problem = random_problem(10, 6, 20, edges=(12, 12))
     one, other = (
