@@ -80,7 +80,10 @@ SECOND: dict[str, Any] = {
     "noise_scale_vertex": 0.0,
     "samples": 1,
     "regroup": 8,
+    "mode": "fast",
+    "patch_mode": "fast",
 }
+EDGES: dict[str, Any] = {"mode": "fast", "edge_weight": 0.05}
 SETTINGS: dict[str, Setting | None] = {
     "random weights": None,
     "InfoNCE .1": Setting(lambda: InfoNCE(0.1)),
@@ -89,8 +92,8 @@ SETTINGS: dict[str, Setting | None] = {
     "recommended": recommended(),
     "InfoNCE .1, patches": contrast(0.1, 4),
     "InfoNCE .15, patches": contrast(0.15, 4),
-    "recommended, no edges": recommended(mode="linear", patch_mode="linear"),
-    "recommended, edges of images only": recommended(patch_mode="linear"),
+    "recommended, edges .05": recommended(**EDGES, patch_mode="fast"),
+    "recommended, edges .05 of images only": recommended(**EDGES),
     "recommended, 16 samples": recommended(samples=16),
     "recommended, one view a side": recommended(both_views=False),
     "recommended, coarser patches": recommended(map_level=-2),

@@ -99,10 +99,11 @@ def _row_reduction(gain, duals, column, row, free, waiting):  # type: ignore[no-
         best, second, j1, j2 = np.inf, np.inf, -1, -1
         for j in range(nodes):
             reduced = -gain[i, j] - duals[j]
-            if reduced < best:
-                second, j2, best, j1 = best, j1, reduced, j
-            elif reduced < second:
-                second, j2 = reduced, j
+            if reduced < second:
+                if reduced < best:
+                    second, j2, best, j1 = best, j1, reduced, j
+                else:
+                    second, j2 = reduced, j
         lowered = duals[j1] - (second - best)
         lowers = lowered < duals[j1]
         if lowers:
@@ -385,8 +386,7 @@ def solve_batch(vertex, source_edges, target_edges, edge, owner, starts, noise, 
     """Solve a batch of problems of N >= 2 nodes into ``out`` (B, N); arguments as in `solver.solve_arrays`."""
     work = _work(vertex.shape[1])
     for b in range(len(vertex)):
-        t = owner[b]
-        g = _graph(vertex[b], source_edges[t], target_edges[t], edge[t])
+        g = _graph(vertex[b], source_edges[owner[b]], target_edges[owner[b]], edge[owner[b]])
         _solve_one(g, starts, noise, picks, patience, given[b], out[b], work)
 
 

@@ -97,14 +97,12 @@ PRESETS: dict[str, GraphMatchingOptions] = {
         both_views=True,
         standardise=True,
         alpha=1.0,
-        edge_weight=0.05,
         noise_scale_vertex=0.1,
         noise_scale_edge=0.0,
         samples=8,
         message_passing=None,
         patch_graphs=4,
-        mode="fast",
-        patch_mode="fast",
+        mode="linear",
     ),
 }
 

@@ -194,7 +194,7 @@ def test_matching_is_learnt(tmp_path: Path) -> None:
     method = LVMMed(**{**SMALL, "encoder_options": {"width": 8}, "views": {"size": 32, "area": (0.5, 1.0)}})
     training, held_out = (method.dataset([one], "training", tmp_path / "cache", seed=0) for one in lists)
     before = method.monitors(held_out)
-    train(method, training, 100)
+    train(method, training, 160)
     after = method.monitors(held_out)
     assert after["matching_accuracy"] > before["matching_accuracy"] + 0.1
 
