@@ -19,6 +19,7 @@ __all__ = [
     "atomic_path",
     "output_folder",
     "read_json",
+    "remove_partial",
     "sha256_file",
     "sha256_json",
     "storage_error",
@@ -30,6 +31,7 @@ __all__ = [
 _STORAGE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 # torch.save and numpy.save say it in their own words, without a number.
 _STORAGE_WORDS = ("file write failed", "inline_container.cc", "requested and")
+_PARTIAL = ".partial-"
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(final.suffixes[-2:])
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=final.parent)
+    handle, name = tempfile.mkstemp(prefix=_PARTIAL, suffix=suffix, dir=final.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -56,6 +58,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, *, below: bool = False) -> None:
+    """Remove what `atomic_path` left behind in processes that were killed. Only while nobody else writes there.
+
+    Args:
+        folder: where to look; it need not be there.
+        below: look into the folders in it, too.
+    """
+    for path in folder.glob(f"{'**/' if below else ''}{_PARTIAL}*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -152,16 +152,27 @@ def _dicom() -> Check:
 
 
 def _extras() -> Check:
-    parts = {"onnx": "ONNX export", "onnxruntime": "ONNX check"}
-    missing = [f"{what} ({name})" for name, what in parts.items() if _version(name) is None]
+    parts = {
+        "onnx": ("ONNX export", "onnx"),
+        "onnxruntime": ("ONNX check", "onnx"),
+        "dicomweb-client": ("DICOMweb", "dicomweb"),
+        "distributed": ("Dask", "dask"),
+        "python-gdcm": ("GDCM decoders", "dicom"),
+    }
+    missing = {name: part for name, part in parts.items() if _version(name) is None}
     if missing:
-        return Check("extras", NOTE, f"optional, not here: {', '.join(missing)}", "pip install 'lvmmed-monai[onnx]'")
-    return Check("extras", OK, ", ".join(parts.values()))
+        found = ", ".join(f"{what} ({name})" for name, (what, _) in missing.items())
+        extras = ",".join(dict.fromkeys(extra for _, extra in missing.values()))
+        return Check("extras", NOTE, f"optional, not here: {found}", f"pip install 'lvmmed-monai[{extras}]'")
+    return Check("extras", OK, ", ".join(what for what, _ in parts.values()))
 
 
 def _tools() -> Check:
+    from lvmmed_monai.ingest.mosaic import converter
+
     packages = {"dciodvfy": "dicom3tools", "dcm2niix": "dcm2niix"}
-    missing = [tool for tool in packages if shutil.which(tool) is None]
+    found = {"dciodvfy": shutil.which("dciodvfy"), "dcm2niix": converter()}
+    missing = [tool for tool in packages if found[tool] is None]
     if missing:
         names = " ".join(packages[tool] for tool in missing)
         return Check(

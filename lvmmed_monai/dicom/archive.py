@@ -1,17 +1,27 @@
-"""Where instances lie: plain files, and members of zip archives that are streamed within limits.
+"""Where instances lie: plain files, and members of zip and tar archives that are read within limits.
 
-Nothing is extracted to disk. Archives inside archives are not opened.
+No member is ever written under its own name. Archives inside archives are not opened.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from lvmmed_monai.dicom._members import (
+    ARCHIVE_ENDINGS,
+    DEFAULT_LIMITS,
+    HEAD_BYTES,
+    ArchiveLimits,
+    Source,
+    archive_kind,
+    broken_archive,
+    check_size,
+)
+from lvmmed_monai.dicom._tar import TarArchive, begins_tar
+from lvmmed_monai.dicom._zip import ZipArchive
 from lvmmed_monai.dicom.problems import DicomError
 
 __all__ = [
@@ -23,39 +33,6 @@ __all__ = [
     "is_archive",
     "walk_files",
 ]
-
-_ZIP_MAGIC = b"PK\x03\x04"
-
-
-@dataclass(frozen=True)
-class ArchiveLimits:
-    """What an archive may hold before it is refused (F06).
-
-    Attributes:
-        members: number of members in one archive.
-        member_bytes: unpacked size of one member, which is read into memory; holds for plain files too.
-        total_bytes: unpacked size of all members of one archive.
-        ratio: unpacked through packed size of one member, looked at from ``ratio_from_bytes`` on: small
-            empty masks pack far better than any image, and do no harm.
-        ratio_from_bytes: see ``ratio``.
-    """
-
-    members: int = 200_000
-    member_bytes: int = 2 * 1024**3
-    total_bytes: int = 256 * 1024**3
-    ratio: float = 300.0
-    ratio_from_bytes: int = 64 * 1024**2
-
-
-DEFAULT_LIMITS = ArchiveLimits()
-
-
-@dataclass(frozen=True, order=True)
-class Source:
-    """One instance: a file, or a member of the archive at ``path`` (then ``member`` is its name, else "")."""
-
-    path: str
-    member: str = ""
 
 
 def walk_files(root: str | os.PathLike[str], skip: Iterable[Path] = ()) -> Iterator[Path]:
@@ -78,48 +55,52 @@ def walk_files(root: str | os.PathLike[str], skip: Iterable[Path] = ()) -> Itera
                 yield path
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive: by its first bytes, and a name that does not belong to another format."""
-    if path.suffix.lower() not in ("", ".zip"):
-        return False
+def _kind(path: Path) -> str:
+    """Kind of an archive by its first bytes; "" for any other file, also for one that is merely compressed."""
     with path.open("rb") as stream:
-        return stream.read(4) == _ZIP_MAGIC
+        kind = archive_kind(stream.read(HEAD_BYTES))
+    return kind if kind in ("", "zip", "tar") or begins_tar(path, kind) else ""
 
 
-def _check_member(info: zipfile.ZipInfo, limits: ArchiveLimits) -> None:
-    if info.file_size > limits.member_bytes:
-        raise DicomError("F06", f"a member of {info.file_size} bytes", f"at most {limits.member_bytes} bytes")
-    ratio = info.file_size / max(info.compress_size, 1)
-    if info.file_size >= limits.ratio_from_bytes and ratio > limits.ratio:
-        raise DicomError("F06", f"a member that unpacks {ratio:.0f} fold", f"at most {limits.ratio:.0f} fold")
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip or tar archive (plain, gzip, bzip2, xz): by its bytes, not by its name.
+
+    Files with the ending of another format are not looked into: many formats are zip files too.
+    """
+    return path.suffix.lower() in ARCHIVE_ENDINGS and bool(_kind(path))
 
 
-def archive_members(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> tuple[list[Source], list[DicomError]]:
-    """The members of a zip archive that may be read, and why others may not.
+def _opened(path: Path, limits: ArchiveLimits) -> ZipArchive | TarArchive:
+    try:
+        kind = _kind(path)
+    except OSError:
+        raise broken_archive() from None
+    if not kind:
+        raise broken_archive()
+    return ZipArchive(path, limits) if kind == "zip" else TarArchive(path, kind, limits)
+
+
+def archive_members(
+    path: Path, limits: ArchiveLimits = DEFAULT_LIMITS, scratch: Path | None = None
+) -> tuple[list[Source], list[DicomError]]:
+    """The members of an archive that may be read, and why others may not; folders in it are passed over.
+
+    Args:
+        path: the archive.
+        limits: what it may hold.
+        scratch: a folder of mode 0700, of the caller who also removes it, to which a compressed tar is unpacked in one
+            pass, in files that are named by number. None to leave it packed: then members can still be read, fast only
+            in their order.
 
     Raises:
         DicomError: F03 the archive is broken; F06 it is over the limits as a whole.
+        UserError: the scratch folder cannot be written to.
     """
+    archive = _opened(Path(os.path.abspath(path)), limits)
     try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        raise DicomError("F03", "an archive that cannot be opened", "a whole zip archive") from None
-    total = sum(info.file_size for info in infos)
-    if len(infos) > limits.members:
-        raise DicomError("F06", f"{len(infos)} members in one archive", f"at most {limits.members}")
-    if total > limits.total_bytes:
-        raise DicomError("F06", f"an archive that unpacks to {total} bytes", f"at most {limits.total_bytes} bytes")
-    sources: list[Source] = []
-    problems: list[DicomError] = []
-    for info in infos:
-        try:
-            _check_member(info, limits)
-        except DicomError as problem:
-            problems.append(problem)
-        else:
-            sources.append(Source(os.path.abspath(path), info.filename))
-    return sources, problems
+        return archive.members() if isinstance(archive, ZipArchive) else archive.members(scratch)
+    finally:
+        archive.close()
 
 
 class SourceReader:
@@ -127,7 +108,7 @@ class SourceReader:
 
     def __init__(self, limits: ArchiveLimits = DEFAULT_LIMITS) -> None:
         self.limits = limits
-        self._archive: zipfile.ZipFile | None = None
+        self._archive: ZipArchive | TarArchive | None = None
         self._path = ""
 
     def __enter__(self) -> SourceReader:
@@ -150,21 +131,28 @@ class SourceReader:
         Raises:
             DicomError: F03 it cannot be read; F06 it is larger than the limit.
         """
+        return self._member(source, None) if source.member else self._file(source, None)
+
+    def head(self, source: Source, size: int) -> bytes:
+        """The first ``size`` bytes of an instance, or all if it has fewer; no more than these are read or unpacked.
+
+        Raises:
+            DicomError: F03 it cannot be read; F06 the instance is larger than the limit.
+        """
+        return self._member(source, size) if source.member else self._file(source, size)
+
+    def _file(self, source: Source, size: int | None) -> bytes:
         try:
-            return self._member(source) if source.member else self._file(Path(source.path))
-        except (OSError, zipfile.BadZipFile, KeyError, RuntimeError, EOFError, NotImplementedError) as error:
-            # RuntimeError is what zipfile raises for an encrypted member. The texts of these errors hold names.
-            raise DicomError("F03", f"unreadable ({type(error).__name__})", "a readable file or member") from None
+            with open(source.path, "rb") as stream:
+                length = os.fstat(stream.fileno()).st_size
+                check_size(length, self.limits, "a file")
+                return stream.read(length if size is None else min(size, length))
+        except OSError as error:
+            # `from None`: the error's text holds the path.
+            raise DicomError("F03", f"unreadable ({type(error).__name__})", "a readable file") from None
 
-    def _file(self, path: Path) -> bytes:
-        size = path.stat().st_size
-        if size > self.limits.member_bytes:
-            raise DicomError("F06", f"a file of {size} bytes", f"at most {self.limits.member_bytes} bytes")
-        return path.read_bytes()
-
-    def _member(self, source: Source) -> bytes:
+    def _member(self, source: Source, size: int | None) -> bytes:
         if self._archive is None or self._path != source.path:
             self.close()
-            self._archive, self._path = zipfile.ZipFile(source.path), source.path
-        _check_member(self._archive.getinfo(source.member), self.limits)
-        return self._archive.read(source.member)
+            self._archive, self._path = _opened(Path(source.path), self.limits), source.path
+        return self._archive.read(source, size)

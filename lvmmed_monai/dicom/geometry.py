@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "DRIFT_TOLERANCE",
     "GAP_TOLERANCE",
+    "LARGEST_TILT_DEG",
     "ORIENTATION_LIMIT_DEG",
     "PIXEL_SPACING_TOLERANCE",
     "SAME_POSITION_MM",
@@ -35,6 +36,7 @@ __all__ = [
     "position_groups",
     "projections",
     "slice_order",
+    "step_tolerance_mm",
     "tilt_deg",
     "volume_affine",
 ]
@@ -53,6 +55,8 @@ GAP_TOLERANCE = 0.1
 """A step this close (in steps) to a whole multiple of the smallest one is a gap; anything else is irregular."""
 TILT_LIMIT_DEG = 0.3
 """Above this angle between the direction of stacking and the normal, a volume is sheared."""
+LARGEST_TILT_DEG = 45.0
+"""No gantry tilts as far as this: a larger angle is a mistake in the positions."""
 ORIENTATION_LIMIT_DEG = 0.3
 """Slices whose axes differ by more do not belong to one volume."""
 PIXEL_SPACING_TOLERANCE = 1e-3
@@ -178,12 +182,20 @@ def _missing(steps: Array) -> int | None:
     return int(multiples.sum()) - len(steps)
 
 
-def analyse_steps(positions: ArrayLike, normal: ArrayLike) -> StepReport:
+def step_tolerance_mm(spacing_mm: float, strict: bool = False) -> float:
+    """How far a step may be from the median step."""
+    if strict:
+        return max(STRICT_STEP_TOLERANCE_MM, STRICT_STEP_TOLERANCE_RELATIVE * spacing_mm)
+    return max(STEP_TOLERANCE_MM, STEP_TOLERANCE_RELATIVE * spacing_mm)
+
+
+def analyse_steps(positions: ArrayLike, normal: ArrayLike, strict: bool = False) -> StepReport:
     """Judge the steps between neighbouring slices.
 
     Args:
         positions: (n, 3) mm, n >= 2, in the order of their projection.
         normal: (3,) unit vector.
+        strict: with the smaller tolerances.
     """
     points = np.asarray(positions, dtype=float)
     if len(points) < 2:
@@ -192,7 +204,7 @@ def analyse_steps(positions: ArrayLike, normal: ArrayLike) -> StepReport:
     spacing = float(np.median(steps))
     deviation = float(np.abs(steps - spacing).max())
     drift = line_deviation(points)
-    even = deviation <= max(STEP_TOLERANCE_MM, STEP_TOLERANCE_RELATIVE * spacing)
+    even = deviation <= step_tolerance_mm(spacing, strict)
     if even and drift <= DRIFT_TOLERANCE * spacing and spacing > SAME_POSITION_MM:
         return StepReport("regular", spacing, steps, 0, deviation, drift)
     missing = _missing(steps)

@@ -17,13 +17,24 @@ from pathlib import Path
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["KINDS", "default_site_key_path", "load_site_key", "pseudonym"]
+__all__ = ["KINDS", "SiteKey", "day_shift", "default_site_key_path", "load_site_key", "new_uid", "pseudonym"]
 
-KINDS = ("patient", "study", "series", "instance")
+KINDS = ("patient", "study", "series", "instance", "label")
 """What a pseudonym may stand for. Equal values of different kinds get different pseudonyms."""
 
 _KEY_BYTES = 32
+_LONGEST_FILE = 4096
+_SHIFT_DAYS = 365
 _log = logging.getLogger(__name__)
+
+
+class SiteKey(bytes):
+    """The site's secret key. It does not show itself where an object that holds it is printed."""
+
+    def __repr__(self) -> str:
+        return "SiteKey(...)"
+
+    __str__ = __repr__
 
 
 def default_site_key_path() -> Path:
@@ -42,29 +53,74 @@ def _make_key(path: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.link(temporary, path)
+        _log.info("a new site key was made; keep a copy of it: without it later ids differ")
     except FileExistsError:
         _log.debug("another process made the site key")
     finally:
         os.unlink(temporary)
+    # The name is to outlive a power failure as well: ids that were given out must not lose their key.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
-def load_site_key(path: str | os.PathLike[str] | None = None) -> bytes:
+def _weakness(file: os.stat_result, folder: os.stat_result) -> str | None:
+    """Why a key is not safe: others can read it, or give us another one. None if it is."""
+    if not stat.S_ISREG(file.st_mode):
+        return "is no plain file"
+    if file.st_mode & 0o022:
+        return "can be written to by other users"
+    if file.st_mode & 0o004:
+        return "can be read by every user"
+    if folder.st_mode & 0o002 and not folder.st_mode & stat.S_ISVTX:
+        return "lies in a folder that every user may write to"
+    # In a folder like /tmp nobody can exchange our file, but anybody may have put his own there first.
+    if folder.st_mode & 0o002 and file.st_uid not in (os.geteuid(), 0):
+        return "belongs to another user and lies in a folder that every user may write to"
+    return None
+
+
+def _read_key(path: Path) -> str:
+    """The text of the key file; what is checked is the very file that is read.
+
+    Raises:
+        UserError: it is not safe.
+    """
+    # Not blocking: a named pipe would wait for ever.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb", closefd=True) as stream:
+        status = os.fstat(stream.fileno())
+        weakness = _weakness(status, os.stat(path.resolve().parent))
+        if weakness is not None:
+            raise UserError(
+                f"the site key {weakness}; {path}; make it readable for you alone (chmod 600) in a folder of your own, "
+                "or name another file with --site-key"
+            )
+        if status.st_mode & 0o040:
+            _log.warning("the site key can be read by its group; set its mode to 0600 if that is not meant")
+        return stream.read(_LONGEST_FILE).decode("ascii").strip()
+
+
+def load_site_key(path: str | os.PathLike[str] | None = None) -> SiteKey:
     """The site's secret key; made on first use with mode 0600.
+
+    A link is followed; what it leads to is checked. A key that the group may read is warned of, since a team may
+    share one.
 
     Args:
         path: key file; None for `default_site_key_path`.
 
     Raises:
-        UserError: the file cannot be made or read, or holds no key.
+        UserError: the file cannot be made or read, holds no key, or is not safe: others may write to it or exchange
+            it, or everybody may read it.
     """
     file = Path(path) if path is not None else default_site_key_path()
     try:
         if not file.exists():
             _make_key(file)
-            _log.info("a new site key was made; keep a copy of it: without it later ids differ")
-        text = file.read_text(encoding="ascii").strip()
-        if stat.S_IMODE(file.stat().st_mode) & 0o077:
-            _log.warning("the site key can be read by other users; set its mode to 0600")
+        text = _read_key(file)
     except OSError as error:
         raise UserError(
             f"the site key cannot be read or made ({error.strerror}); {file}; name another file with --site-key"
@@ -80,7 +136,11 @@ def load_site_key(path: str | os.PathLike[str] | None = None) -> bytes:
             f"the site key file holds no key of {_KEY_BYTES} bytes in hex; {file}; "
             "restore your copy of it, or name a new file with --site-key"
         )
-    return key
+    return SiteKey(key)
+
+
+def _keyed(key: bytes, kind: str, value: str) -> bytes:
+    return hmac.new(key, f"{kind}\0{value}".encode(), hashlib.sha256).digest()
 
 
 def pseudonym(key: bytes, kind: str, value: str) -> str:
@@ -93,4 +153,17 @@ def pseudonym(key: bytes, kind: str, value: str) -> str:
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return hmac.new(key, f"{kind}\0{value}".encode(), hashlib.sha256).hexdigest()[:16]
+    return _keyed(key, kind, value).hex()[:16]
+
+
+def new_uid(key: bytes, uid: str) -> str:
+    """The UID that stands for ``uid`` in objects that leave the site: "2.25." and 128 bits of a keyed hash.
+
+    It is the same wherever ``uid`` stands, so that references between objects hold.
+    """
+    return f"2.25.{int.from_bytes(_keyed(key, 'uid', uid)[:16], 'big')}"
+
+
+def day_shift(key: bytes, patient: str) -> int:
+    """By how many days the dates of a patient are moved, -365 to -1: one number for all of them keeps the intervals."""
+    return -1 - int.from_bytes(_keyed(key, "days", patient), "big") % _SHIFT_DAYS

@@ -25,6 +25,10 @@ class DicomError(Exception):
         self.measured = measured
         self.expected = expected
 
+    def __reduce__(self) -> tuple[type[DicomError], tuple[str, str, str]]:
+        # An exception is copied by its message otherwise, and could not cross to another process.
+        return type(self), (self.code, self.measured, self.expected)
+
 
 @contextmanager
 def silent_pydicom() -> Iterator[None]:

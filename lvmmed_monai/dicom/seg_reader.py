@@ -1,4 +1,4 @@
-"""DICOM SEG objects: read by their frames' positions, and put onto the grid of an image series.
+"""DICOM SEG objects: read by their frames' positions, and laid onto the grid of an image series.
 
 Own reader, because archives hold objects that strict readers refuse (no ReferencedSeriesSequence,
 FRACTIONAL with only 0 and the maximum). It trusts positions, never the order of frames.
@@ -7,16 +7,22 @@ FRACTIONAL with only 0 and the maximum). It trusts positions, never the order of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import pixel_array
 
-from lvmmed_monai.dicom.geometry import SliceGrid, is_orientation
+from lvmmed_monai.dicom.decoders import decode_frame
+from lvmmed_monai.dicom.geometry import (
+    ORIENTATION_LIMIT_DEG,
+    PIXEL_SPACING_TOLERANCE,
+    SliceGrid,
+    is_orientation,
+    orientation_spread_deg,
+)
 from lvmmed_monai.dicom.pixels import check_pixel_length
 from lvmmed_monai.dicom.problems import DicomError, silent_pydicom
 
@@ -24,14 +30,14 @@ __all__ = [
     "SEGMENTATION_SOP_CLASSES",
     "Segmentation",
     "SegmentationFrame",
-    "add_to_label_map",
-    "on_grid",
     "read_segmentation",
 ]
 
 SEGMENTATION_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage and Label Map Segmentation Storage."""
 
+_PLACED = "frames that lie on the slices of an image series"
+_PLANAR = "as over a planar image"
 _CODED_TERMS = ("SegmentedPropertyTypeCodeSequence", "SegmentedPropertyCategoryCodeSequence", "AnatomicRegionSequence")
 
 
@@ -61,10 +67,10 @@ class Segmentation:
         orientation: six direction cosines (LPS).
         pixel_spacing: (between rows, between columns) in mm.
         frame_of_reference: UID, "" where absent.
-        referenced_series: SeriesInstanceUIDs that it names.
-        referenced_instances: SOPInstanceUIDs that it names.
+        referenced_series, referenced_instances, referenced_classes: UIDs of series, instances and SOP classes that
+            it names.
         threshold: smallest stored value that counts as inside.
-        dataset: the parsed object; with pixels, if it was read with them.
+        dataset: the parsed object; with pixels, if it was read with them; empty in a `summary`.
     """
 
     kind: str
@@ -78,8 +84,38 @@ class Segmentation:
     frame_of_reference: str
     referenced_series: frozenset[str]
     referenced_instances: frozenset[str]
+    referenced_classes: frozenset[str]
     threshold: int
     dataset: Dataset = field(repr=False, compare=False)
+
+    def summary(self) -> Segmentation:
+        """The same without the parsed object: small, and enough for everything but `masks`."""
+        return replace(self, dataset=Dataset())
+
+    def lies_on(self, grid: SliceGrid) -> bool:
+        """Whether every frame lies on a slice of the grid, pixel on pixel (tolerances of `SliceGrid`)."""
+        same = grid.same_plane(self.columns, self.rows, self.orientation, self.pixel_spacing)
+        return same and all(grid.slice_index(frame.position) is not None for frame in self.frames)
+
+    def masks(self, grid: SliceGrid) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+        """Lay the frames on the slices of the grid.
+
+        Yields:
+            SegmentNumber, slice index, pixels inside (columns, rows). Segments may overlap each other.
+
+        Raises:
+            DicomError: M02 a frame lies on no slice; F03 a segment is not described; F04 and others: bad pixels.
+        """
+        if not self.lies_on(grid):
+            raise DicomError("M02", "frames that lie on no slice of the image series", "the planes of the image series")
+        for frame, values in zip(self.frames, self.values(), strict=True):
+            k = grid.slice_index(frame.position)
+            numbers = np.flatnonzero(np.bincount(values.ravel())).tolist()
+            if k is None or not self.segments.keys() >= set(numbers) - {0}:
+                raise DicomError("F03", "pixels of a segment that is not described", "described segments only")
+            for number in numbers:
+                if number:
+                    yield number, k, (values == number).T
 
     def values(self) -> Iterator[NDArray[np.integer]]:
         """Segment numbers of each frame, (rows, columns), 0 outside; in the order of ``frames``.
@@ -87,7 +123,8 @@ class Segmentation:
         Raises:
             DicomError: F04, F05 or F06: pixels are short, undecodable or too large.
         """
-        check_pixel_length(self.dataset)
+        with silent_pydicom():
+            check_pixel_length(self.dataset)
         for index, frame in enumerate(self.frames):
             stored = _stored_frame(self.dataset, index)
             if self.kind == "LABELMAP":
@@ -98,20 +135,19 @@ class Segmentation:
 
 def _stored_frame(dataset: Dataset, index: int) -> NDArray[np.integer]:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if int(dataset.BitsAllocated) == 1 and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+    meta = getattr(dataset, "file_meta", None) or Dataset()
+    # Without a stated syntax the file was read as a native one.
+    encapsulated = "TransferSyntaxUID" in meta and meta.TransferSyntaxUID.is_encapsulated
+    if int(dataset.BitsAllocated) == 1 and not encapsulated:
         # Frames follow each other bit by bit: one need not begin at a byte.
         first, count = index * rows * columns, rows * columns
         start, stop = first // 8, (first + count + 7) // 8
         packed = np.frombuffer(dataset.PixelData[start:stop], dtype=np.uint8)
         bits = np.unpackbits(packed, bitorder="little")[first - 8 * start :]
         return bits[:count].reshape(rows, columns)
-    try:
-        with silent_pydicom():
-            stored = pixel_array(dataset, index=index)
-    except Exception as error:
-        # As for images: what a decoder raises on broken data costs this object and not the run.
-        raise DicomError("F04", f"decoding ended with {type(error).__name__}", "whole pixel data") from None
-    return np.asarray(stored).reshape(rows, columns)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    stored, _ = decode_frame(dataset, index if frames > 1 else None)
+    return stored.reshape(rows, columns)
 
 
 def _item(dataset: Dataset, name: str) -> Dataset | None:
@@ -139,21 +175,40 @@ def _frame(groups: _Groups, index: int, labelmap: bool) -> SegmentationFrame:
     position = groups.value(index, "PlanePositionSequence", "ImagePositionPatient")
     number = groups.value(index, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
     if position is None or len(position) != 3:
-        raise DicomError("M02", "a frame without a position", "frames that lie on the slices of an image series")
+        raise DicomError("G04", f"a frame without a position, {_PLANAR}", _PLACED)
     if number is None and not labelmap:
         raise DicomError("F03", "a frame without its segment number", "a whole segmentation object")
     x, y, z = (float(value) for value in position)
     return SegmentationFrame(0 if labelmap else int(number), (x, y, z))
 
 
-def _references(dataset: Dataset, groups: _Groups) -> tuple[frozenset[str], frozenset[str]]:
-    series = {str(item.get("SeriesInstanceUID", "")) for item in dataset.get("ReferencedSeriesSequence") or []}
-    instances: set[str] = set()
-    for item in [groups.shared, *groups.frames]:
-        for derivation in item.get("DerivationImageSequence") or []:
-            for source in derivation.get("SourceImageSequence") or []:
-                instances.add(str(source.get("ReferencedSOPInstanceUID", "")))
-    return frozenset(series - {""}), frozenset(instances - {""})
+def _uids(items: Sequence[Dataset], name: str) -> frozenset[str]:
+    return frozenset({str(item.get(name, "")) for item in items} - {""})
+
+
+def _sources(groups: _Groups) -> list[Dataset]:
+    """What the frames were derived from."""
+    return [
+        source
+        for item in [groups.shared, *groups.frames]
+        for derivation in item.get("DerivationImageSequence") or []
+        for source in derivation.get("SourceImageSequence") or []
+    ]
+
+
+def _plane(groups: _Groups, count: int) -> tuple[tuple[float, ...], tuple[float, float]]:
+    """Orientation and pixel spacing (between rows, between columns; mm), which all frames must share."""
+    frames = range(count)
+    orientations = [groups.value(index, "PlaneOrientationSequence", "ImageOrientationPatient") for index in frames]
+    spacings = [groups.value(index, "PixelMeasuresSequence", "PixelSpacing") for index in frames]
+    lacking = sum(not is_orientation(o or ()) or s is None for o, s in zip(orientations, spacings, strict=True))
+    if lacking:
+        raise DicomError("G04", f"{lacking} of {count} frames without orientation or pixel spacing, {_PLANAR}", _PLACED)
+    axes, sizes = np.array(orientations, dtype=float), np.array(spacings, dtype=float)
+    spread, difference = orientation_spread_deg(axes), float(np.abs(sizes / sizes[0] - 1).max())
+    if spread > ORIENTATION_LIMIT_DEG or not difference <= PIXEL_SPACING_TOLERANCE:
+        raise DicomError("M02", f"frames turned by up to {spread:.1f} degrees or of several pixel spacings", _PLACED)
+    return tuple(axes[0].tolist()), (float(sizes[0, 0]), float(sizes[0, 1]))
 
 
 def _segments(dataset: Dataset) -> dict[int, str]:
@@ -178,13 +233,14 @@ def _parse(dataset: Dataset) -> Segmentation:
     groups = _Groups(dataset)
     kind = str(dataset.get("SegmentationType", "")).upper()
     count = int(dataset.get("NumberOfFrames") or 1)
-    orientation = groups.value(0, "PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = groups.value(0, "PixelMeasuresSequence", "PixelSpacing")
-    if orientation is None or not is_orientation(orientation) or spacing is None:
-        raise DicomError("M02", "no orientation or pixel spacing", "frames that lie on the slices of an image series")
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise DicomError("F03", "an unknown segmentation type", "BINARY, FRACTIONAL or LABELMAP")
-    series, instances = _references(dataset, groups)
+    if int(dataset.BitsAllocated) not in (1, 8, 16) or int(dataset.get("PixelRepresentation") or 0):
+        raise DicomError("F03", "pixels of an unusual type", "1, 8 or 16 bits without sign")
+    if count > max(len(groups.frames), 1):
+        raise DicomError("F03", f"{len(groups.frames)} of {count} frames described", "a description of each frame")
+    orientation, pixel_spacing = _plane(groups, count)
+    sources = _sources(groups)
     maximum = int(dataset.get("MaximumFractionalValue") or 255)
     return Segmentation(
         kind=kind,
@@ -193,11 +249,12 @@ def _parse(dataset: Dataset) -> Segmentation:
         frames=tuple(_frame(groups, index, kind == "LABELMAP") for index in range(count)),
         columns=int(dataset.Columns),
         rows=int(dataset.Rows),
-        orientation=tuple(float(value) for value in orientation),
-        pixel_spacing=(float(spacing[0]), float(spacing[1])),
+        orientation=orientation,
+        pixel_spacing=pixel_spacing,
         frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
-        referenced_series=series,
-        referenced_instances=instances,
+        referenced_series=_uids(dataset.get("ReferencedSeriesSequence") or [], "SeriesInstanceUID"),
+        referenced_instances=_uids(sources, "ReferencedSOPInstanceUID"),
+        referenced_classes=_uids(sources, "ReferencedSOPClassUID"),
         threshold=(maximum + 1) // 2 if kind == "FRACTIONAL" else 1,
         dataset=dataset,
     )
@@ -210,49 +267,14 @@ def read_segmentation(dataset: Dataset) -> Segmentation:
         dataset: of SOP class Segmentation or Label Map Segmentation; pixels may be absent, then `values` fails.
 
     Raises:
-        DicomError: F03 it is broken; M02 its frames have no place in space.
+        DicomError: F03 it is broken; G04 its frames have no place in space, as over a radiograph or a slide; M02 they
+            are not parallel.
     """
     try:
         with silent_pydicom():
             return _parse(dataset)
-    except (AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except DicomError:
+        raise
+    except Exception as error:
+        # Whatever a broken object makes the parser raise, it costs this object and not the run.
         raise DicomError("F03", f"parsing ended with {type(error).__name__}", "a whole segmentation object") from None
-
-
-def on_grid(segmentation: Segmentation, grid: SliceGrid) -> bool:
-    """Whether every frame lies on a slice of the grid, pixel on pixel (tolerances of `SliceGrid`)."""
-    seg = segmentation
-    same = grid.same_plane(seg.columns, seg.rows, seg.orientation, seg.pixel_spacing)
-    return same and all(grid.slice_index(frame.position) is not None for frame in segmentation.frames)
-
-
-def add_to_label_map(
-    labels: NDArray[np.uint8], segmentation: Segmentation, grid: SliceGrid, indices: Mapping[int, int]
-) -> None:
-    """Draw segments into a label map.
-
-    Args:
-        labels: (columns, rows, slices) uint8 on the grid, changed in place.
-        segmentation: read with its pixels.
-        grid: of the image series.
-        indices: label index of each SegmentNumber; segments that are not named stay out.
-
-    Raises:
-        DicomError: M02 a frame lies on no slice; M05 two labels claim a voxel; F04 and others: bad pixels.
-            ``labels`` is then partly drawn and of no use.
-    """
-    if not on_grid(segmentation, grid):
-        raise DicomError("M02", "frames that lie on no slice of the image series", "the planes of the image series")
-    table = np.zeros(max([*segmentation.segments, *indices, 0]) + 1, dtype=np.uint8)
-    for number, index in indices.items():
-        table[number] = index
-    overlap = 0
-    for frame, values in zip(segmentation.frames, segmentation.values(), strict=True):
-        if values.max(initial=0) >= len(table):
-            raise DicomError("F03", "a pixel or frame of a segment that is not described", "described segments only")
-        drawn = table[values].T
-        plane = labels[:, :, grid.slice_index(frame.position)]
-        overlap += int(np.count_nonzero((plane != 0) & (drawn != 0) & (plane != drawn)))
-        np.copyto(plane, drawn, where=drawn != 0)
-    if overlap:
-        raise DicomError("M05", f"{overlap} voxels with more than one label", "segments that do not overlap")

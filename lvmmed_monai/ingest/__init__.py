@@ -1,6 +1,6 @@
-"""The pipeline from DICOM studies to volumes, labels and datalists.
+"""The pipeline from DICOM studies to volumes, images, labels and datalists.
 
-`ingest` is imported at first use; nothing here needs torch.
+Names are imported at first use; nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -8,9 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["Finding", "IngestSummary", "ingest"]
+__all__ = ["Finding", "IngestSummary", "RefusedSeriesError", "Volume", "ingest", "read_volume", "read_volumes"]
 
-_MODULES = {"Finding": "findings", "IngestSummary": "pipeline", "ingest": "pipeline"}
+_MODULES = {
+    "Finding": "findings",
+    "IngestSummary": "pipeline",
+    "RefusedSeriesError": "volume_reader",
+    "Volume": "volume_reader",
+    "ingest": "pipeline",
+    "read_volume": "volume_reader",
+    "read_volumes": "volume_reader",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The first two stages: which files there are, and their headers."""
+"""The first stage: which files there are."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from lvmmed_monai.dicom.archive import Source, SourceReader, archive_members, is_archive, walk_files
-from lvmmed_monai.dicom.headers import Header, read_header
+from lvmmed_monai.dicom.archive import Source, archive_members, is_archive, walk_files
+from lvmmed_monai.dicom.dicomdir import has_directory_name, is_media_directory, read_media_directory
 from lvmmed_monai.dicom.problems import DicomError
 from lvmmed_monai.ingest.checks import files as file_checks
-from lvmmed_monai.ingest.findings import Finding, run_checks
-from lvmmed_monai.ingest.routes import route
+from lvmmed_monai.ingest.findings import Finding
 
-__all__ = ["Inventory", "Progress", "no_progress", "read_headers", "take_inventory"]
-
-_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-_IMAGE_ROUTES = ("stack", "multi-frame", "segmentation")
+__all__ = ["BadFile", "Inventory", "Progress", "no_progress", "take_inventory"]
 
 Item = TypeVar("Item")
 
@@ -34,6 +30,19 @@ def no_progress(iterable: Iterable[Item], description: str, total: int | None = 
     return iter(iterable)
 
 
+@dataclass(frozen=True)
+class BadFile:
+    """An instance, or an archive, that cannot be used, and why."""
+
+    source: Source
+    finding: Finding
+
+    @classmethod
+    def of(cls, path: Path, error: DicomError, member: str = "") -> BadFile:
+        """From the error that it brought about."""
+        return cls(Source(str(path.absolute()), member), file_checks.from_error(error))
+
+
 @dataclass
 class Inventory:
     """What lies in the source folder.
@@ -42,58 +51,60 @@ class Inventory:
         files: number of files, archives counted once.
         archives: number of archives among them.
         sources: instances to look at.
-        findings: files and members that are out already.
+        bad: files and members that are out already.
     """
 
     files: int = 0
     archives: int = 0
     sources: list[Source] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    bad: list[BadFile] = field(default_factory=list)
 
 
-def take_inventory(src: Path, skip: Sequence[Path], progress: Progress = no_progress) -> Inventory:
-    """List the files of a folder and the members of the archives in it.
+def take_inventory(
+    src: Path, skip: Sequence[Path], progress: Progress = no_progress, scratch: Path | None = None
+) -> Inventory:
+    """List the files of a folder, or those that a media directory names, and the members of the archives among them.
 
     Args:
-        src: folder or file.
+        src: folder, file or media directory (DICOMDIR).
         skip: folders and files that are not entered.
         progress: shows how far it is.
+        scratch: where compressed tar archives are unpacked to, of the caller who removes it; None to leave them packed.
+
+    Raises:
+        UserError: the scratch folder cannot be written to.
     """
     inventory = Inventory()
     for path in progress(walk_files(src, skip), "listing files"):
         inventory.files += 1
         try:
-            if is_archive(path):
-                inventory.archives += 1
-                members, errors = archive_members(path)
-                inventory.sources += members
-                inventory.findings += [file_checks.from_error(error) for error in errors]
+            if (path == src or has_directory_name(path)) and is_media_directory(path):
+                _take_media_directory(path, inventory, with_files=path == src)
+            elif is_archive(path):
+                _take_archive(path, inventory, scratch)
             else:
                 inventory.sources.append(Source(str(path.absolute())))
         except DicomError as error:
-            inventory.findings.append(file_checks.from_error(error))
+            inventory.bad.append(BadFile.of(path, error))
         except OSError:
             unreadable = DicomError("F03", "a file that cannot be opened", "a readable file")
-            inventory.findings.append(file_checks.from_error(unreadable))
+            inventory.bad.append(BadFile.of(path, unreadable))
     return inventory
 
 
-def read_headers(
-    sources: Sequence[Source], reader: SourceReader, progress: Progress = no_progress
-) -> tuple[list[Header], list[Finding]]:
-    """Read all headers; a bad file costs one finding and never the run. Media directories are passed over."""
-    headers: list[Header] = []
-    findings: list[Finding] = []
-    for source in progress(sources, "reading headers", len(sources)):
-        try:
-            header = read_header(reader.read(source), source)
-        except DicomError as error:
-            findings.append(file_checks.from_error(error))
-            continue
-        if header.sop_class == _MEDIA_DIRECTORY:
-            continue
-        found = run_checks(file_checks.CHECKS, header) if route(header) in _IMAGE_ROUTES else []
-        findings += found
-        if not found:
-            headers.append(header)
-    return headers, findings
+def _take_archive(path: Path, inventory: Inventory, scratch: Path | None) -> None:
+    inventory.archives += 1
+    members, errors = archive_members(path, scratch=scratch)
+    inventory.sources += members
+    # What stands in front of its members' names, so that the finding belongs to the archive and not to its folder.
+    inventory.bad += [BadFile.of(path, error, member="-") for error in errors]
+
+
+def _take_media_directory(path: Path, inventory: Inventory, *, with_files: bool) -> None:
+    """Note what is missing; take the files only when they are not met by walking through the folder anyway."""
+    directory = read_media_directory(path)
+    missing = DicomError("F07", "a file that the media directory names is missing", "all files of the disc")
+    inventory.bad += [BadFile.of(file, missing) for file in directory.missing]
+    if with_files:
+        inventory.files += len(directory.files)
+        inventory.sources += [Source(str(file)) for file in directory.files]

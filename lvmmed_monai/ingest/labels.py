@@ -1,184 +1,171 @@
-"""Label objects: which image series each belongs to, one label table for all, one label map a volume."""
+"""Label objects: which images each belongs to, and one label map, or one set of channels, a volume."""
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from lvmmed_monai.dicom.archive import SourceReader
 from lvmmed_monai.dicom.geometry import SliceGrid
-from lvmmed_monai.dicom.headers import Header, read_dataset
 from lvmmed_monai.dicom.problems import DicomError
-from lvmmed_monai.dicom.seg_reader import Segmentation, add_to_label_map, on_grid, read_segmentation
-from lvmmed_monai.errors import UserError
 from lvmmed_monai.ingest.checks.files import from_error
-from lvmmed_monai.ingest.findings import WARNING, Finding
-from lvmmed_monai.ingest.series import Series
+from lvmmed_monai.ingest.checks.masks import DRAWING_CHECKS, Drawing, overlap
+from lvmmed_monai.ingest.findings import Finding, refuses, run_checks
+from lvmmed_monai.ingest.label_names import LabelTable, label_table, segment_names
+from lvmmed_monai.ingest.label_objects import ImageStack, LabelContent, LabelObject, Pairing, read_content
+from lvmmed_monai.ingest.label_objects import read_label_object as read_label_object
 
 __all__ = [
+    "DrawnLabels",
+    "ImageStack",
     "LabelObject",
+    "LabelTable",
     "Pairing",
     "draw_labels",
     "label_table",
     "pair_labels",
     "read_label_object",
     "segment_names",
-    "unlisted_segments",
 ]
 
-_LARGEST_INDEX = 255
+
+class _Images:
+    """The volumes that labels may belong to, by what labels name."""
+
+    def __init__(self, candidates: Sequence[ImageStack], wanted: frozenset[str]) -> None:
+        self.candidates = candidates
+        self.by_series: dict[str, list[int]] = defaultdict(list)
+        self.by_frame: dict[str, list[int]] = defaultdict(list)
+        self.by_instance: dict[str, list[int]] = defaultdict(list)
+        for index, stack in enumerate(candidates):
+            self.by_series[stack.first.series_uid].append(index)
+            self.by_frame[stack.first.frame_of_reference].append(index)
+            for uid in {header.sop_uid for header in stack.slices} & wanted:
+                self.by_instance[uid].append(index)
+
+    def named(self, table: Mapping[str, list[int]], uids: Iterable[str]) -> list[ImageStack]:
+        """Volumes that any of the UIDs stands for, each once."""
+        found = {index for uid in uids if uid for index in table.get(uid, ())}
+        return [self.candidates[index] for index in sorted(found)]
 
 
-@dataclass(frozen=True)
-class LabelObject:
-    """A segmentation object without its pixels."""
-
-    header: Header
-    segmentation: Segmentation
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """A label object and the image series that it belongs to.
-
-    Attributes:
-        label: the object.
-        series: the accepted series, or None if there is none.
-        by_reference: the object names the series or its instances; else it was found by its geometry.
-    """
-
-    label: LabelObject
-    series: Series | None
-    by_reference: bool
+def _pair(label: LabelObject, images: _Images) -> Pairing:
+    content = label.content
+    named: list[ImageStack] = []
+    for table, uids in (
+        (images.by_instance, content.referenced_instances),
+        (images.by_series, content.referenced_series),
+    ):
+        found = images.named(table, uids)
+        if len(found) == 1:
+            return Pairing(label, found[0], by_reference=True)
+        named = named or found
+    pool = named or images.named(images.by_frame, [content.frame_of_reference])
+    fitting = [stack for stack in pool if content.lies_on(stack.grid)]
+    # Several modalities may share a space and even their planes; the label may still say which it was drawn on.
+    of_class = [stack for stack in fitting if stack.first.sop_class in content.referenced_classes]
+    if len(fitting) > 1 and of_class:
+        fitting = of_class
+    return Pairing(label, fitting[0] if len(fitting) == 1 else None, by_reference=bool(named))
 
 
-def read_label_object(header: Header, reader: SourceReader) -> LabelObject:
-    """Read what a segmentation object says about itself.
+def pair_labels(labels: Iterable[LabelObject], candidates: Sequence[ImageStack]) -> list[Pairing]:
+    """Find the volume of each label object.
 
-    Raises:
-        DicomError: it is broken, or its frames have no place in space.
-    """
-    segmentation = read_segmentation(read_dataset(reader.read(header.source), pixels=False))
-    # The parsed object is large and not needed again before its pixels are.
-    return LabelObject(header, replace(segmentation, dataset=Dataset()))
-
-
-def pair_labels(labels: Iterable[LabelObject], accepted: Sequence[Series]) -> list[Pairing]:
-    """Find the image series of each label object.
-
-    First by the series that the object names, then by the instances that it names, then by the frame of
-    reference and the planes, if they fit exactly one series.
-    """
-    by_uid = {series.first.series_uid: series for series in accepted if series.first.series_uid}
-    by_instance = {header.sop_uid: series for series in accepted for header in series.slices}
-    return [_pair(label, accepted, by_uid, by_instance) for label in labels]
-
-
-def _pair(
-    label: LabelObject,
-    accepted: Sequence[Series],
-    by_uid: Mapping[str, Series],
-    by_instance: Mapping[str, Series],
-) -> Pairing:
-    segmentation = label.segmentation
-    named = [by_uid[uid] for uid in segmentation.referenced_series if uid in by_uid]
-    named = named or [by_instance[uid] for uid in segmentation.referenced_instances if uid in by_instance]
-    if named:
-        same = all(series is named[0] for series in named)
-        return Pairing(label, named[0] if same else None, by_reference=True)
-    frame = segmentation.frame_of_reference
-    fitting = [s for s in accepted if frame and s.first.frame_of_reference == frame and on_grid(segmentation, s.grid)]
-    return Pairing(label, fitting[0] if len(fitting) == 1 else None, by_reference=False)
-
-
-def _name(text: str, number: int, personal: frozenset[str]) -> str:
-    """A segment's name: lower case words joined by underscores; words of the patient's name or id do not pass."""
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    if not words or personal.intersection(words):
-        return f"segment_{number}"
-    return "_".join(words)
-
-
-def segment_names(label: LabelObject) -> dict[int, str]:
-    """Name of each SegmentNumber, as it stands in the datalist."""
-    # Archives put the organ into the patient's name ("06^Breast-MRI"): a coded term names nobody.
-    personal = label.header.names - label.segmentation.vocabulary
-    return {number: _name(text, number, personal) for number, text in label.segmentation.segments.items()}
-
-
-def _given_table(names: Mapping[str, str]) -> dict[str, int]:
-    try:
-        table = {"_".join(re.findall(r"[a-z0-9]+", name.lower())): int(index) for index, name in names.items()}
-    except (ValueError, AttributeError):
-        table = {}
-    table.pop("background", None)
-    if not table or sorted(table.values()) != list(range(1, len(table) + 1)):
-        raise UserError(
-            'label names must be numbered from 1 without gaps, each once; --labels; write {"1": "liver", "2": "spleen"}'
-        )
-    return table
-
-
-def label_table(labels: Iterable[LabelObject], names: Mapping[str, str] | None = None) -> dict[str, int]:
-    """Index of each label name, the same for all volumes; 0 is the background.
+    First by the instances that the object names, if they belong to one volume; then by the series that it names, if
+    that has one volume; then among what is named, or else shares the frame of reference, by geometry: the object must
+    lie on the grid of exactly one volume (of those whose SOP class it names, if several fit).
 
     Args:
-        labels: all label objects that are used.
-        names: the user's own table ({"1": "liver"}); None takes the SegmentNumbers where each stands for one
-            name everywhere and they run from 1 without gaps, else the names in alphabetical order.
-
-    Raises:
-        UserError: the user's table has gaps, or there are more than 255 labels.
+        labels: all label objects.
+        candidates: accepted volumes; those of a 4D series share its SeriesInstanceUID.
     """
-    if names is not None:
-        table = _given_table(names)
-    else:
-        pairs = {pair for label in labels for pair in segment_names(label).items()}
-        numbers = [number for number, _ in pairs]
-        unique = {name for _, name in pairs}
-        if len(unique) == len(pairs) and sorted(numbers) == list(range(1, len(pairs) + 1)):
-            table = {name: number for number, name in sorted(pairs)}
-        else:
-            table = {name: index for index, name in enumerate(sorted(unique), start=1)}
-    if len(table) > _LARGEST_INDEX:
-        raise UserError(
-            f"{len(table)} different labels; the segmentation objects; name at most {_LARGEST_INDEX} with --labels"
-        )
-    return table
+    objects = list(labels)
+    wanted = frozenset(uid for label in objects for uid in label.content.referenced_instances)
+    images = _Images(candidates, wanted)
+    return [_pair(label, images) for label in objects]
 
 
-def unlisted_segments(label: LabelObject, table: Mapping[str, int]) -> list[Finding]:
-    """M06: segments whose name the user's table does not hold stay out."""
-    count = sum(name not in table for name in segment_names(label).values())
-    if not count:
-        return []
-    measured = f"{count} of {len(label.segmentation.segments)} segments left out"
-    return [Finding("M06", WARNING, measured, "names of the label table", "add their names to the file of --labels")]
+@dataclass(frozen=True)
+class DrawnLabels:
+    """The labels of one volume: a map, or channels where structures overlap, or neither if an object is of no use.
+
+    Attributes:
+        map: (columns, rows, slices) uint8, index of the label in the table, 0 outside.
+        channels: (columns, rows, slices, labels) uint8, 1 inside, 0 outside; one for each name.
+        names: of the channels, in the order of the table; () where there are none.
+        findings: what was found while drawing.
+    """
+
+    map: NDArray[np.uint8] | None
+    channels: NDArray[np.uint8] | None
+    names: tuple[str, ...]
+    findings: tuple[Finding, ...]
 
 
-def draw_labels(
-    pairings: Sequence[Pairing], grid: SliceGrid, table: Mapping[str, int], reader: SourceReader
-) -> tuple[NDArray[np.uint8] | None, list[Finding]]:
-    """One label map from all label objects of a volume.
+Indexed = tuple[LabelContent, Mapping[int, int]]
+"""A label object with its pixels or contours, and the label index of each number that is drawn."""
+
+
+def _draw_map(objects: Sequence[Indexed], grid: SliceGrid) -> NDArray[np.uint8] | None:
+    """A label map, or None as soon as a voxel belongs to two labels."""
+    labels = np.zeros(grid.shape, dtype=np.uint8, order="F")
+    for content, indices in objects:
+        for number, k, mask in content.masks(grid):
+            index = indices.get(number)
+            if index is None:
+                continue
+            # Transposed, so that memory is walked along: three times as fast.
+            plane, inside = labels[:, :, k].T, mask.T
+            taken = plane[inside]
+            if np.any((taken != 0) & (taken != index)):
+                return None
+            plane[inside] = index
+    return labels
+
+
+def _draw_channels(objects: Sequence[Indexed], grid: SliceGrid, count: int) -> tuple[NDArray[np.uint8], int]:
+    """One channel for each label, and the number of voxels with more than one label."""
+    channels = np.zeros((*grid.shape, count), dtype=np.uint8, order="F")
+    for content, indices in objects:
+        for number, k, mask in content.masks(grid):
+            if number in indices:
+                channels[:, :, k, indices[number] - 1] |= mask
+    return channels, int(np.count_nonzero(channels.sum(axis=-1, dtype=np.uint8) > 1))
+
+
+def draw_labels(pairings: Sequence[Pairing], grid: SliceGrid, table: LabelTable, reader: SourceReader) -> DrawnLabels:
+    """Draw all label objects of a volume.
+
+    Args:
+        pairings: of the volume; their checks found no error.
+        grid: of the volume, as its slices were acquired.
+        table: index of each label name.
+        reader: of the source files.
 
     Returns:
-        (columns, rows, slices) uint8, or None with the reason if any of the objects cannot be used: a map that
-        lacks a structure would teach that it is background.
+        Neither map nor channels, but the reason, if any of the objects cannot be used: a map that lacks a structure
+        would teach that it is background.
     """
-    labels = np.zeros(grid.shape, dtype=np.uint8, order="F")
     findings: list[Finding] = []
-    for pairing in pairings:
-        label = pairing.label
-        indices = {number: table[name] for number, name in segment_names(label).items() if name in table}
-        findings += unlisted_segments(label, table)
-        try:
-            segmentation = read_segmentation(read_dataset(reader.read(label.header.source), pixels=True))
-            add_to_label_map(labels, segmentation, grid, indices)
-        except DicomError as error:
-            return None, [*findings, from_error(error)]
-    return labels, findings
+    objects: list[Indexed] = []
+    try:
+        for pairing in pairings:
+            names = segment_names(pairing.label)
+            found = {number: table.index_of(name) for number, name in names.items()}
+            indices = {number: index for number, index in found.items() if index is not None}
+            findings += run_checks(DRAWING_CHECKS, Drawing(pairing.label.content, grid, indices))
+            objects.append((read_content(pairing.label.header, reader, pixels=True), indices))
+        if refuses(findings):
+            return DrawnLabels(None, None, (), tuple(findings))
+        labels = _draw_map(objects, grid)
+        if labels is not None:
+            return DrawnLabels(labels, None, (), tuple(findings))
+        channels, voxels = _draw_channels(objects, grid, len(table))
+    except DicomError as error:
+        return DrawnLabels(None, None, (), (*findings, from_error(error)))
+    return DrawnLabels(None, channels, tuple(sorted(table, key=table.__getitem__)), (*findings, *overlap(voxels)))

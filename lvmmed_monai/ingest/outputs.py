@@ -13,22 +13,33 @@ from lvmmed_monai.data.splits import split_subjects
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import read_json, write_json
 from lvmmed_monai.ingest.findings import Finding
+from lvmmed_monai.ingest.journal import Journal
 
-__all__ = ["QC_FORMAT", "VolumeEntry", "file_rows", "write_datalists", "write_qc"]
+__all__ = ["QC_FORMAT", "ImageEntry", "file_rows", "write_datalists", "write_qc"]
 
 QC_FORMAT = "lvmmed-qc/1"
 _PATTERN = "datalist*.json"
+_SPLIT = "split"  # its key in the journal
 _SIDES = {"left", "right", "l", "r"}
 
 
 @dataclass(frozen=True)
-class VolumeEntry:
-    """One accepted volume: what a datalist says of it. All ids are pseudonyms."""
+class ImageEntry:
+    """One accepted volume or image: what a datalist says of it. All ids are pseudonyms.
+
+    Attributes:
+        id, subject, study, series: of the image.
+        modality: as the datalist calls it.
+        images: paths below the output folder: one, or one for each frame of a clip.
+        labelled: it has a label map.
+    """
 
     id: str
     subject: str
     study: str
+    series: str
     modality: str
+    images: tuple[str, ...]
     labelled: bool
 
 
@@ -49,7 +60,7 @@ def _earlier_sections(datalists: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _datalist(
-    task: str, modality: str, volumes: Sequence[VolumeEntry], sections: Mapping[str, str], table: Mapping[str, int]
+    task: str, modality: str, volumes: Sequence[ImageEntry], sections: Mapping[str, str], table: Mapping[str, int]
 ) -> dict[str, Any]:
     segmentation = task == "segmentation"
     labels = {"0": "background", **{str(index): name for name, index in sorted(table.items(), key=lambda row: row[1])}}
@@ -64,27 +75,29 @@ def _datalist(
         "flip_safe": not (segmentation and sided),
     }
     for section in SECTIONS:
-        datalist[section] = [_item(volume, segmentation) for volume in volumes if sections[volume.subject] == section]
+        members = [volume for volume in volumes if sections[volume.subject] == section]
+        datalist[section] = [item for volume in members for item in _items(volume, segmentation)]
     return datalist
 
 
-def _item(volume: VolumeEntry, with_label: bool) -> dict[str, str]:
-    label = {"label": f"labels/{volume.id}.nii.gz"} if with_label else {}
-    image = f"images/{volume.id}.nii.gz"
-    return {"image": image, **label, "subject": volume.subject, "study": volume.study, "series": volume.id}
+def _items(entry: ImageEntry, with_label: bool) -> list[dict[str, str]]:
+    label = {"label": f"labels/{entry.id}.nii.gz"} if with_label else {}
+    ids = {"subject": entry.subject, "study": entry.study, "series": entry.series}
+    return [{"image": image, **label, **ids} for image in entry.images]
 
 
 def write_datalists(
     out: Path,
-    volumes: Sequence[VolumeEntry],
+    volumes: Sequence[ImageEntry],
     table: Mapping[str, int],
     split: Sequence[float],
     seed: int,
+    journal: Journal,
 ) -> list[str]:
     """Write one datalist for each modality, and one of the labelled part where only a part is labelled.
 
-    Subjects keep the section that an earlier run in this folder gave them. Unchanged files are not touched;
-    datalists of earlier runs that no longer apply are removed.
+    Subjects keep the section that an earlier run in this folder gave them, also one that was killed between two
+    datalists. Unchanged files are not touched; datalists of earlier runs that no longer apply are removed.
 
     Returns:
         File names, in the order written.
@@ -93,7 +106,8 @@ def write_datalists(
         UserError: an earlier datalist cannot be read.
     """
     earlier = _earlier(out)
-    sections = split_subjects((v.subject for v in volumes), tuple(split), seed, _earlier_sections(earlier.values()))
+    settled = {**(journal.outcome(_SPLIT, "") or {}), **_earlier_sections(earlier.values())}
+    sections = split_subjects((volume.subject for volume in volumes), tuple(split), seed, settled)
     modalities = sorted({volume.modality for volume in volumes})
     wanted: dict[str, dict[str, Any]] = {}
     for modality in modalities:
@@ -104,12 +118,16 @@ def write_datalists(
         wanted[f"{stem}.json"] = _datalist(task, modality, members, sections, table)
         if labelled and task == "unlabelled":
             wanted[f"{stem}_segmentation.json"] = _datalist("segmentation", modality, labelled, sections, table)
-    for name, datalist in wanted.items():
-        if earlier.get(out / name) != datalist:
-            write_datalist(out / name, datalist)
+    changed = {out / name: datalist for name, datalist in wanted.items() if earlier.get(out / name) != datalist}
+    if len(changed) > 1:
+        journal.keep_outcome(_SPLIT, "", sections, {})
+        journal.flush()
+    for path, datalist in changed.items():
+        write_datalist(path, datalist)
     for path, content in earlier.items():
         if path.name not in wanted and str(content.get("name", "")).startswith("ingest_"):
             path.unlink()
+    journal.forget(_SPLIT)
     return list(wanted)
 
 

@@ -1,15 +1,14 @@
-"""The ingest: a folder of DICOM in; NIfTI, label maps, previews, datalists and ``qc.json`` out.
+"""The ingest: a folder of DICOM in; NIfTI, label maps, PNG, previews, datalists and a quality record out.
 
     inventory -> headers -> route -> group -> checks -> pair labels -> decode -> write -> datalists
 
 A series becomes a volume only after a positive geometric check; everything else is listed with its reason.
 Nothing that is written or logged holds a path, a name or a header value, but for ``journal.sqlite``, which
-is readable by its owner only.
+holds paths and is readable by its owner only.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,15 +21,25 @@ from lvmmed_monai.dicom.headers import Header
 from lvmmed_monai.dicom.privacy import default_site_key_path, load_site_key
 from lvmmed_monai.errors import DataError, UserError
 from lvmmed_monai.files import output_folder
-from lvmmed_monai.ingest.findings import ERROR, Finding
-from lvmmed_monai.ingest.inventory import Inventory, Progress, no_progress, read_headers, take_inventory
+from lvmmed_monai.ingest.checking import Candidate, check_all
+from lvmmed_monai.ingest.export import export_deidentified
+from lvmmed_monai.ingest.findings import ERROR
+from lvmmed_monai.ingest.hold import hold
+from lvmmed_monai.ingest.inventory import BadFile, Progress, no_progress, take_inventory
+from lvmmed_monai.ingest.jobs import make_images, make_volume
 from lvmmed_monai.ingest.journal import Journal
-from lvmmed_monai.ingest.labels import label_table
+from lvmmed_monai.ingest.making import make
+from lvmmed_monai.ingest.mosaic import make_mosaic
 from lvmmed_monai.ingest.outputs import QC_FORMAT, file_rows, write_datalists, write_qc
-from lvmmed_monai.ingest.routes import DATALIST_MODALITIES, route
-from lvmmed_monai.ingest.series import Series, group_series
-from lvmmed_monai.ingest.stages import Run, SeriesLabels, check_series, make_volume, pair_with_series, read_labels
-from lvmmed_monai.ingest.volumes import pixel_digest
+from lvmmed_monai.ingest.page import write_page
+from lvmmed_monai.ingest.pairing import pair_with_volumes
+from lvmmed_monai.ingest.products import MosaicProduct, PlanarProduct, SketchProduct, VolumeProduct
+from lvmmed_monai.ingest.reading import read_headers
+from lvmmed_monai.ingest.routes import LABEL_ROUTES, MODALITIES, route
+from lvmmed_monai.ingest.run import Options, Run
+from lvmmed_monai.ingest.series import group_headers
+from lvmmed_monai.ingest.sketch import draw_sketch
+from lvmmed_monai.ingest.workers import open_workers
 
 __all__ = ["DEFAULT_SPLIT", "IngestSummary", "ingest"]
 
@@ -44,13 +53,16 @@ class IngestSummary:
 
     Attributes:
         out: output folder.
-        accepted: number of volumes.
+        accepted: number of volumes and planar images.
         labelled: number of volumes with a label map.
-        written: volumes made in this run; the others were there already.
-        subjects: number of subjects among the volumes.
+        written: volumes and images made in this run; the others were there already.
+        subjects: number of subjects among them.
         refused: reason codes of each series that was refused (the first counts), with counts and remedies.
         files: reason codes of single files, with counts and remedies.
         datalists: file names in ``out``.
+        failures: number of series and files that were refused: all but those that are no images of patients (R codes)
+            and what is not DICOM (F02).
+        exported: number of instances in the folder of the de-identified export, None without one.
         seconds: time taken.
     """
 
@@ -62,51 +74,49 @@ class IngestSummary:
     refused: tuple[dict[str, Any], ...]
     files: tuple[dict[str, Any], ...]
     datalists: tuple[str, ...]
+    failures: int
+    exported: int | None
     seconds: float
 
 
-def _need_bytes(accepted: Sequence[Series]) -> int:
-    return sum(s.first.rows * s.first.columns * len(s.kept) * 2 for s in accepted) // _COMPRESSION
+def _need_bytes(candidates: Sequence[Candidate]) -> int:
+    sizes = (candidate.first.rows * candidate.first.columns * len(candidate.slices) for candidate in candidates)
+    return sum(sizes) * 2 // _COMPRESSION
 
 
-def _timed(run: Run, stage: str, start: float) -> None:
-    run.timings[stage] = round(time.monotonic() - start, 3)
+class _Stages:
+    """Seconds that each stage took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def done(self, name: str) -> None:
+        """A stage ends, and the next one begins."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
 
 
-def _write_volumes(run: Run, checked: Sequence[tuple[Series, list[Finding]]], labels: SeriesLabels) -> None:
-    """Make the volumes of all series that passed.
-
-    Raises:
-        UserError: too little space, or the journal cannot be written to.
-    """
-    output_folder(run.out, need_bytes=_need_bytes([series for series, _ in checked]))
-    try:
-        journal = Journal(run.out / "journal.sqlite")
-        for (series, findings), (pairings, notes) in run.progress(
-            list(zip(checked, labels, strict=True)), "writing volumes", len(checked)
-        ):
-            make_volume(run, journal, series, findings + notes, pairings)
-    except sqlite3.OperationalError as error:
-        raise UserError(
-            f"the ingest journal cannot be written to ({error}); {run.out}; "
-            "free some space or choose a writable folder, then run again"
-        ) from None
-
-
-def _process(run: Run, headers: Sequence[Header], names: Mapping[str, str] | None) -> None:
-    """From headers to volumes on disk."""
-    start = time.monotonic()
-    images = [header for header in headers if route(header) != "segmentation"]
-    checked = check_series(run, group_series(images, pixel_digest(run.reader)))
-    accepted = [series for series, _ in checked]
-    labels = read_labels(run, [header for header in headers if route(header) == "segmentation"])
-    of_series = pair_with_series(run, labels, accepted)
-    run.table = label_table([pairing.label for pairings, _ in of_series for pairing in pairings], names)
-    _timed(run, "checks", start)
-    start = time.monotonic()
-    if accepted:
-        _write_volumes(run, checked, of_series)
-    _timed(run, "volumes", start)
+def _process(
+    run: Run,
+    headers: Sequence[Header],
+    bad_files: Sequence[BadFile],
+    names: Mapping[str, Any] | None,
+    stages: _Stages,
+) -> None:
+    """From headers to volumes and images on disk."""
+    label_headers = [header for header in headers if route(header) in LABEL_ROUTES]
+    series = group_headers(header for header in headers if route(header) not in LABEL_ROUTES)
+    passed = check_all(run, series, bad_files)
+    pair_with_volumes(run, label_headers, passed.volumes, names, first_place=len(series))
+    stages.done("checks")
+    output_folder(run.out, need_bytes=_need_bytes(passed.volumes))
+    make(run, [VolumeProduct(run, one) for one in passed.volumes], make_volume, "writing volumes")
+    make(run, [MosaicProduct(run, one) for one in passed.mosaics], make_mosaic, "converting mosaics")
+    make(run, [PlanarProduct(run, one) for one in passed.planar], make_images, "writing images")
+    make(run, [SketchProduct(run, place) for place in run.to_show], draw_sketch, "drawing what was refused")
+    stages.done("volumes")
 
 
 def _refused_rows(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -121,17 +131,19 @@ def _refused_rows(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"code": code, "count": counts[code], "remedy": remedies[code]} for code in sorted(counts)]
 
 
-def _nothing_accepted(run: Run, files: Sequence[Mapping[str, Any]]) -> DataError:
-    refused = _refused_rows(run.entries)
-    if not run.entries:
-        reasons = ", ".join(f"{row['count']} {row['code']}" for row in files)
-        return DataError(
-            f"no DICOM image was found ({reasons or 'no files'}); the source folder; "
-            "name the folder that holds the exported studies"
-        )
+def _nothing_found(files: Sequence[Mapping[str, Any]]) -> DataError:
+    reasons = ", ".join(f"{row['count']} {row['code']}" for row in files)
+    return DataError(
+        f"no DICOM image was found ({reasons or 'no files'}); the source folder; "
+        "name the folder that holds the exported studies"
+    )
+
+
+def _nothing_accepted(out: Path, entries: Sequence[Mapping[str, Any]]) -> DataError:
+    refused = _refused_rows(entries)
     reasons = ", ".join(f"{row['count']} series {row['code']}" for row in refused)
     return DataError(
-        f"no series could be accepted as a volume ({reasons}); the reasons stand in {run.out / 'qc.json'}; "
+        f"no series could be accepted ({reasons}); the reasons stand in {out / 'qc.html'}; "
         f"for {refused[0]['code']}: {refused[0]['remedy']}"
     )
 
@@ -162,56 +174,74 @@ def _checked_paths(src: Path, out: Path, site_key: Path) -> None:
 def _wanted_modality(modality: str | None) -> str | None:
     if modality is None:
         return None
-    wanted = DATALIST_MODALITIES.get(modality.upper(), modality.upper())
-    if wanted not in DATALIST_MODALITIES.values():
-        known = ", ".join(DATALIST_MODALITIES.values())
+    wanted = {"PT": "PET"}.get(modality.upper(), modality.upper())
+    if wanted not in MODALITIES:
+        known = ", ".join(MODALITIES)
         raise UserError(f"modality must be one of {known}, got {modality!r}; --modality; choose one of them")
     return wanted
 
 
-def _record(
-    run: Run, inventory: Inventory, headers: int, files: list[dict[str, Any]], names: list[str]
-) -> dict[str, Any]:
-    source = {"files": inventory.files, "archives": inventory.archives, "instances": headers}
-    return {
+@dataclass(frozen=True)
+class _Settings:
+    """What concerns the whole ingest."""
+
+    names: Mapping[str, Any] | None
+    split: Sequence[float]
+    seed: int
+    deidentified: Path | None
+
+
+def _failures(entries: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]]) -> int:
+    rows = [*_refused_rows(entries), *files]
+    return sum(row["count"] for row in rows if not row["code"].startswith("R") and row["code"] != "F02")
+
+
+def _export(run: Run, folder: Path | None) -> int | None:
+    """Write the de-identified form of what was accepted."""
+    if folder is None:
+        return None
+    with SourceReader() as reader:
+        done = export_deidentified(run.used, reader, run.key, folder, run.progress)
+    return done.written + done.present
+
+
+def _written(
+    run: Run, settings: _Settings, source: Mapping[str, int], files: list[dict[str, Any]], stages: _Stages
+) -> IngestSummary:
+    """Write what stands beside the images.
+
+    Raises:
+        DataError: nothing was accepted.
+    """
+    entries = [run.entries[place] for place in sorted(run.entries)]
+    images = [run.images[place] for place in sorted(run.images)]
+    split = (settings.split, settings.seed, run.journal)
+    datalists = write_datalists(run.out, images, run.table, *split) if images else []
+    record = {
         "format": QC_FORMAT,
         "source": source,
-        "series": run.entries,
+        "series": entries,
         "files": files,
-        "datalists": names,
-        "timings": run.timings,
+        "datalists": datalists,
+        "timings": stages.seconds,
     }
-
-
-def _run_in(
-    run: Run, site_key: Path, names: Mapping[str, str] | None, split: Sequence[float], seed: int
-) -> IngestSummary:
-    begin = time.monotonic()
-    inventory = take_inventory(run.src, [run.out, site_key], run.progress)
-    _timed(run, "inventory", begin)
-    start = time.monotonic()
-    headers, bad_files = read_headers(inventory.sources, run.reader, run.progress)
-    _timed(run, "headers", start)
-    files = file_rows([*inventory.findings, *bad_files])
-    if headers:
-        _process(run, headers, names)
-    datalists: list[str] = []
-    if run.volumes:
-        datalists = write_datalists(run.out, run.volumes, run.table, split, seed)
-    if run.entries:
-        write_qc(run.out / "qc.json", _record(run, inventory, len(headers), files, datalists))
-    if not run.volumes:
-        raise _nothing_accepted(run, files)
+    write_qc(run.out / "qc.json", record)
+    write_page(run.out / "qc.html", record)
+    if not images:
+        raise _nothing_accepted(run.out, entries)
+    exported = _export(run, settings.deidentified)
     return IngestSummary(
         out=run.out,
-        accepted=len(run.volumes),
-        labelled=sum(volume.labelled for volume in run.volumes),
+        accepted=len(images),
+        labelled=sum(image.labelled for image in images),
         written=run.written,
-        subjects=len({volume.subject for volume in run.volumes}),
-        refused=tuple(_refused_rows(run.entries)),
+        subjects=len({image.subject for image in images}),
+        refused=tuple(_refused_rows(entries)),
         files=tuple(files),
         datalists=tuple(datalists),
-        seconds=time.monotonic() - begin,
+        failures=_failures(entries, files),
+        exported=exported,
+        seconds=sum(stages.seconds.values()),
     )
 
 
@@ -221,23 +251,37 @@ def ingest(
     *,
     site_key: Path | None = None,
     modality: str | None = None,
+    strict: bool = False,
+    keep_burned_in: bool = False,
     split: Sequence[float] = DEFAULT_SPLIT,
     seed: int = 0,
-    label_names: Mapping[str, str] | None = None,
+    label_names: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    expected: Mapping[str, int] | None = None,
+    deidentified: Path | None = None,
     progress: Progress = no_progress,
 ) -> IngestSummary:
-    """Turn DICOM studies into volumes, labels and datalists.
+    """Turn DICOM studies into volumes, images, labels and datalists.
 
-    A second run on the same input changes nothing and decodes nothing. Files are whole or absent.
+    A second run on the same input changes nothing and decodes nothing; an interrupted one is continued by the same
+    call. Files are whole or absent. A bad file or series never stops a run.
 
     Args:
-        src: folder (or one file) of DICOM; zip archives in it are read too.
+        src: folder, file, archive or DICOMDIR; zip and tar archives in a folder are read too.
         out: output folder.
         site_key: secret key of the pseudonyms; None for the user's own, made on first use.
-        modality: accept only "CT", "MR" or "PET".
+        modality: accept only one of `MODALITIES`.
+        strict: smaller geometric tolerances, and tilted series are refused instead of repaired.
+        keep_burned_in: accept images whose header says that text is burned in.
         split: shares of training, validation and test subjects.
         seed: of the split.
-        label_names: label names by index ({"1": "liver"}); None derives them from the label objects.
+        label_names: label names by index ({"1": "liver"}, or {"1": ["liver", "hepar"]} with other names for it);
+            None derives them from the label objects.
+        workers: number of worker processes; None for one a core, 0 for this process, without limits.
+        scheduler: address of a Dask scheduler that spreads the work, instead of ``workers``.
+        expected: number of instances in the archive of series that are here in part only, by SeriesInstanceUID.
+        deidentified: folder for de-identified DICOM of what was accepted, with a list of what remains in it.
         progress: shows how far a stage is; called with an iterable, a description and a total.
 
     Raises:
@@ -247,12 +291,27 @@ def ingest(
     src, out = Path(src), Path(out)
     key_file = Path(site_key) if site_key is not None else default_site_key_path()
     _checked_paths(src, out, key_file)
-    wanted = _wanted_modality(modality)
+    options = Options(_wanted_modality(modality), strict, keep_burned_in)
+    settings = _Settings(label_names, split, seed, deidentified)
+    skipped = [out, key_file, *([deidentified] if deidentified else [])]
     new_folders = _NewFolders(out)
     output_folder(out)
     try:
-        with SourceReader() as reader:
-            run = Run(src, out, load_site_key(key_file), wanted, progress, reader)
-            return _run_in(run, key_file, label_names, split, seed)
+        key = load_site_key(key_file)
+        with hold(out) as scratch, open_workers(workers, scheduler) as pool:
+            stages = _Stages()
+            inventory = take_inventory(src, skipped, progress, scratch)
+            stages.done("inventory")
+            headers, unread = read_headers(inventory.sources, pool, progress)
+            stages.done("headers")
+            bad_files = [*inventory.bad, *unread]
+            files = file_rows(bad.finding for bad in bad_files)
+            if not headers:
+                raise _nothing_found(files)
+            source = {"files": inventory.files, "archives": inventory.archives, "instances": len(headers)}
+            with Journal(out / "journal.sqlite") as journal:
+                run = Run(out, key, options, progress, pool, journal, expected or {})
+                _process(run, headers, bad_files, settings.names, stages)
+                return _written(run, settings, source, files, stages)
     finally:
         new_folders.remove_empty()

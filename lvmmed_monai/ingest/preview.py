@@ -1,4 +1,4 @@
-"""Previews: three planes of a volume side by side, with the outlines of its labels."""
+"""Previews: three planes of a volume side by side, with the outlines of its labels; a picture; frames of a clip."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["CT_WINDOW_HU", "PREVIEW_HEIGHT", "label_colours", "preview_image"]
+__all__ = ["CT_WINDOW_HU", "PREVIEW_HEIGHT", "label_colours", "planar_preview", "preview_image"]
 
 PREVIEW_HEIGHT = 256
 """Height of each plane in pixels."""
@@ -17,6 +17,7 @@ CT_WINDOW_HU = (-160.0, 240.0)
 _PERCENTILES = (0.5, 99.5)
 _LARGEST_WIDTH = 512
 _SAMPLED_VOXELS = 500_000
+_LARGEST_STRIP = 4
 _GOLDEN_ANGLE = 0.618033988749895
 
 
@@ -30,10 +31,11 @@ def label_colours(count: int) -> NDArray[np.uint8]:
 
 
 def _window(values: NDArray[Any], modality: str) -> tuple[float, float]:
-    if modality == "CT":
-        return CT_WINDOW_HU
     flat = values.ravel(order="K")
     low, high = np.percentile(flat[:: max(1, flat.size // _SAMPLED_VOXELS)], _PERCENTILES)
+    # Values of a damaged CT may all lie outside of the window.
+    if modality == "CT" and low < CT_WINDOW_HU[1] and high > CT_WINDOW_HU[0]:
+        return CT_WINDOW_HU
     return float(low), max(float(high), float(low) + 1e-6)
 
 
@@ -93,4 +95,24 @@ def preview_image(
             edge = _outline(drawn)
             tile[edge] = colours[drawn[edge]]
         tiles.append(tile)
+    return Image.fromarray(np.concatenate(tiles, axis=1))
+
+
+def planar_preview(frames: NDArray[Any], spacing_mm: Sequence[float] | None) -> Image.Image:
+    """Draw a picture, or up to four frames of a clip from first to last, side by side.
+
+    Args:
+        frames: (n, rows, columns) grey, shown between the percentiles of what is drawn; or (n, rows, columns, 3)
+            uint8, shown as it is.
+        spacing_mm: (between rows, between columns), or None for square pixels.
+    """
+    count = min(len(frames), _LARGEST_STRIP)
+    shown = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
+    if shown.ndim == 3:
+        low, high = _window(shown, "")
+        shown = (np.clip((shown.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    height_mm, width_mm = np.multiply(shown.shape[1:3], spacing_mm or (1.0, 1.0))
+    scale = min(PREVIEW_HEIGHT / height_mm, _LARGEST_WIDTH / width_mm)
+    size = max(1, round(width_mm * scale)), max(1, round(height_mm * scale))
+    tiles = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)) for frame in shown]
     return Image.fromarray(np.concatenate(tiles, axis=1))

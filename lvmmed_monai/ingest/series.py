@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
-from lvmmed_monai.dicom.geometry import (
-    Array,
-    SliceGrid,
-    StepReport,
-    analyse_steps,
-    is_orientation,
-    orientation_spread_deg,
-    plane_axes,
-    position_groups,
-    slice_order,
-    tilt_deg,
-)
+from lvmmed_monai.dicom.archive import Source
+from lvmmed_monai.dicom.geometry import plane_axes, position_groups
 from lvmmed_monai.dicom.headers import Header
-from lvmmed_monai.ingest.routes import route
+from lvmmed_monai.ingest.routes import PLANAR_ROUTES, route
+from lvmmed_monai.ingest.stack import Stack, positioned, positions_of
+from lvmmed_monai.ingest.time_points import Split, split_volumes
 
-__all__ = ["Duplicates", "Series", "group_series"]
+__all__ = ["Duplicates", "Series", "folder_of", "group_headers"]
 
 Digest = Callable[[Header], str]
 
@@ -39,20 +29,25 @@ class Duplicates:
         same_uid: copies dropped that have the same SOPInstanceUID and pixels.
         same_uid_other_pixels: SOPInstanceUIDs that stand for different pixels (a count).
         same_position: copies dropped that lie at the same position with the same pixels.
-        per_position: number of different images at each position, for the kept ones that have a position.
+        places: the kept ones by position, in the order of the normal; () where a position is missing.
     """
 
     kept: tuple[Header, ...]
     same_uid: int
     same_uid_other_pixels: int
     same_position: int
-    per_position: tuple[int, ...]
+    places: tuple[tuple[Header, ...], ...]
+
+    @property
+    def per_position(self) -> tuple[int, ...]:
+        """Number of different images at each position."""
+        return tuple(len(place) for place in self.places)
 
 
 def _drop_same_uid(headers: Iterable[Header], digest: Digest) -> tuple[list[Header], int, int]:
-    by_uid: dict[str, list[Header]] = defaultdict(list)
+    by_uid: dict[tuple[str, int | None], list[Header]] = defaultdict(list)
     for header in headers:
-        by_uid[header.sop_uid or repr(header.source)].append(header)
+        by_uid[header.sop_uid or repr(header.source), header.frame].append(header)
     kept: list[Header] = []
     dropped = conflicts = 0
     for copies in by_uid.values():
@@ -63,29 +58,30 @@ def _drop_same_uid(headers: Iterable[Header], digest: Digest) -> tuple[list[Head
     return kept, dropped, conflicts
 
 
-def _positioned(headers: Iterable[Header]) -> bool:
-    return all(header.position is not None and is_orientation(header.orientation or ()) for header in headers)
-
-
-def _positions(headers: Iterable[Header]) -> Array:
-    return np.array([header.position for header in headers], dtype=float)
-
-
 def _find_duplicates(headers: tuple[Header, ...], digest: Digest) -> Duplicates:
     kept, same_uid, conflicts = _drop_same_uid(headers, digest)
-    if not kept or not _positioned(kept):
+    if not kept or not positioned(kept):
         return Duplicates(tuple(kept), same_uid, conflicts, 0, ())
     normal = plane_axes(kept[0].orientation or ())[2]
-    remaining: list[Header] = []
-    counts: list[int] = []
-    for group in position_groups(_positions(kept), normal):
-        members = [kept[index] for index in group]
-        if len(members) > 1:
-            # Where orientations differ as well, equal first corners do not make a copy: pixels are compared too.
-            members = list({(digest(member), member.orientation): member for member in reversed(members)}.values())
-        counts.append(len(members))
-        remaining += members
-    return Duplicates(tuple(remaining), same_uid, conflicts, len(kept) - len(remaining), tuple(counts))
+    crowds = [[kept[index] for index in group] for group in position_groups(positions_of(kept), normal)]
+    # An empty slice has the same pixels at every time point: what tells time points apart is looked at first.
+    places = tuple(_distinct(crowd, digest, _time_and_kind) for crowd in crowds)
+    if not split_volumes(places).volumes:
+        places = tuple(_distinct(crowd, digest, lambda header: None) for crowd in crowds)
+    remaining = tuple(member for place in places for member in place)
+    return Duplicates(remaining, same_uid, conflicts, len(kept) - len(remaining), places)
+
+
+def _time_and_kind(header: Header) -> Hashable:
+    return header.phases, header.image_type
+
+
+def _distinct(crowd: Sequence[Header], digest: Digest, key: Callable[[Header], Hashable]) -> tuple[Header, ...]:
+    """One of each set of copies at a position: equal pixels and orientation, and an equal key."""
+    if len(crowd) == 1:
+        return tuple(crowd)
+    found = {(digest(member), member.orientation, key(member)): member for member in reversed(crowd)}
+    return tuple(reversed(found.values()))
 
 
 @dataclass
@@ -93,17 +89,19 @@ class Series:
     """One series of one study.
 
     Attributes:
-        headers: every instance that carries its UID.
+        headers: every instance that carries its UID; every frame of a multi-frame one.
         digest: digest of an instance's pixels; asked only where two instances may be copies.
+        strict: smaller tolerances, and no repairs.
     """
 
     headers: tuple[Header, ...]
     digest: Digest = field(repr=False)
+    strict: bool = False
 
     @property
     def first(self) -> Header:
         """An instance that stands for the series: one of the stack, if there is any."""
-        return (self.stack or self.headers)[0]
+        return (self.stack or self.planar or self.headers)[0]
 
     @cached_property
     def routes(self) -> dict[str, tuple[Header, ...]]:
@@ -118,6 +116,11 @@ class Series:
         """Instances that may be slices of a volume, copies included."""
         return self.routes.get("stack", ())
 
+    @property
+    def planar(self) -> tuple[Header, ...]:
+        """Images without a place in space."""
+        return tuple(header for name in PLANAR_ROUTES for header in self.routes.get(name, ()))
+
     @cached_property
     def duplicates(self) -> Duplicates:
         """What is there twice among the slices."""
@@ -129,58 +132,26 @@ class Series:
         return self.duplicates.kept
 
     @cached_property
-    def positioned(self) -> bool:
-        """Whether every slice has a position and a valid orientation."""
-        return bool(self.kept) and _positioned(self.kept)
+    def split(self) -> Split:
+        """The volumes that share the positions, as far as something tells them apart."""
+        return split_volumes(self.duplicates.places)
 
     @cached_property
-    def spread_deg(self) -> float:
-        """Largest angle between the axes of any slice and the first one, degrees."""
-        return orientation_spread_deg(np.array([header.orientation for header in self.kept], dtype=float))
-
-    @cached_property
-    def distinct_positions(self) -> bool:
-        """Whether every slice has a place of its own, so that steps between slices mean something."""
-        return self.positioned and all(count == 1 for count in self.duplicates.per_position)
-
-    @cached_property
-    def slices(self) -> tuple[Header, ...]:
-        """Slices in the order of their projection on the normal; needs ``positioned``."""
-        normal = plane_axes(self.kept[0].orientation or ())[2]
-        order = slice_order(_positions(self.kept), normal)
-        return tuple(self.kept[index] for index in order)
-
-    @cached_property
-    def steps(self) -> StepReport:
-        """Steps between the slices; needs ``positioned`` and two slices."""
-        return analyse_steps(_positions(self.slices), plane_axes(self.slices[0].orientation or ())[2])
-
-    @cached_property
-    def tilt(self) -> float:
-        """Angle between the direction of stacking and the normal, degrees; needs ``positioned`` and two slices."""
-        return tilt_deg(_positions(self.slices), plane_axes(self.slices[0].orientation or ())[2])
-
-    @cached_property
-    def grid(self) -> SliceGrid:
-        """The voxel grid; only of a series that passed the geometric checks."""
-        first = self.slices[0]
-        if first.pixel_spacing is None:
-            raise ValueError("grid: the series did not pass the geometric checks")
-        return SliceGrid(
-            columns=first.columns,
-            rows=first.rows,
-            orientation=np.array(first.orientation, dtype=float),
-            pixel_spacing=first.pixel_spacing,
-            positions=_positions(self.slices),
-        )
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks that may become volumes: one, or one for each time point, echo or b-value."""
+        if not self.kept:
+            return ()
+        if self.split.volumes:
+            return tuple(Stack(members, self.strict, minimum=2) for members in self.split.volumes)
+        return (Stack(self.kept, self.strict),)
 
 
-def _folder(header: Header) -> str:
-    source = header.source
+def folder_of(source: Source) -> str:
+    """Where an instance lies: a folder, or one inside an archive."""
     return f"{source.path}/{os.path.dirname(source.member)}" if source.member else os.path.dirname(source.path)
 
 
-def group_series(headers: Iterable[Header], digest: Digest) -> list[Series]:
+def group_headers(headers: Iterable[Header]) -> list[tuple[Header, ...]]:
     """Instances by patient, study and SeriesInstanceUID; different UIDs are never joined.
 
     Where de-identification emptied the UID, the folder takes its place. The order is that of patient, study
@@ -188,6 +159,6 @@ def group_series(headers: Iterable[Header], digest: Digest) -> list[Series]:
     """
     groups: dict[tuple[str, str, str], list[Header]] = defaultdict(list)
     for header in headers:
-        groups[header.patient, header.study_uid, header.series_uid or _folder(header)].append(header)
+        groups[header.patient, header.study_uid, header.series_uid or folder_of(header.source)].append(header)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], min(h.study_date for h in item[1]), item[0]))
-    return [Series(tuple(members), digest) for _, members in ordered]
+    return [tuple(members) for _, members in ordered]

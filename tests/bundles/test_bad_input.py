@@ -73,7 +73,7 @@ def test_truncated_dicom(tmp_path: Path, refusal: Callable[..., str]) -> None:
     image = sorted(path for path in (tmp_path / "in").rglob("*.dcm"))[3]
     image.write_bytes(image.read_bytes()[:-700])
     sentence = refusal(3, "ingest", tmp_path / "in", "--out", tmp_path / "out")
-    assert "qc.json" in sentence
+    assert "qc.html" in sentence
     assert not list(tmp_path.glob("out/**/*.nii.gz"))
     series = json.loads((tmp_path / "out" / "qc.json").read_text())["series"]
     assert any(item["findings"] and not item["accepted"] for item in series)

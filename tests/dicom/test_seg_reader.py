@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 from synthetic_dicom import COLUMNS, ROWS, segmentation, series, uid
 
 from lvmmed_monai.dicom.geometry import SliceGrid
 from lvmmed_monai.dicom.problems import DicomError
-from lvmmed_monai.dicom.seg_reader import add_to_label_map, on_grid, read_segmentation
+from lvmmed_monai.dicom.seg_reader import read_segmentation
 
 COUNT = 6
 NAMES = {1: "Liver", 2: "Left kidney"}
@@ -37,9 +42,13 @@ def expected_map(masks: dict[int, np.ndarray]) -> np.ndarray:
     return labels
 
 
-def drawn(dataset: Dataset, grid: SliceGrid, indices: dict[int, int]) -> np.ndarray:
-    labels = np.zeros(grid.shape, dtype=np.uint8, order="F")
-    add_to_label_map(labels, read_segmentation(dataset), grid, indices)
+def drawn(dataset: Dataset, grid: SliceGrid) -> np.ndarray:
+    """Segment numbers on the grid, of segments that do not overlap."""
+    labels = np.zeros(grid.shape, dtype=np.uint8)
+    for number, k, mask in read_segmentation(dataset).masks(grid):
+        assert (mask.shape, mask.dtype) == (grid.shape[:2], bool)
+        assert not labels[:, :, k][mask].any()
+        labels[:, :, k][mask] = number
     return labels
 
 
@@ -49,7 +58,7 @@ def test_binary_frames_go_where_their_positions_say(reverse):
     order = slice(None, None, -1 if reverse else 1)
     dataset = segmentation(source[order], {number: mask[order] for number, mask in masks.items()}, NAMES)
     assert ROWS * COLUMNS % 8 == 0
-    assert np.array_equal(drawn(dataset, grid_of(source), {1: 1, 2: 2}), expected_map(masks))
+    assert np.array_equal(drawn(dataset, grid_of(source)), expected_map(masks))
 
 
 def test_frames_that_do_not_begin_at_a_byte():
@@ -59,9 +68,19 @@ def test_frames_that_do_not_begin_at_a_byte():
     masks = {number: mask[:, :11, :9] for number, mask in two_masks().items()}
     positions = np.array([dataset.ImagePositionPatient for dataset in source], dtype=float)
     grid = SliceGrid(9, 11, np.array([1.0, 0, 0, 0, 1, 0]), (0.8, 0.5), positions)
-    labels = drawn(segmentation(source, masks, NAMES), grid, {1: 1, 2: 2})
+    labels = drawn(segmentation(source, masks, NAMES), grid)
     for number, mask in masks.items():
         assert np.array_equal(labels == number, mask.transpose(2, 1, 0))
+
+
+def test_a_file_without_its_transfer_syntax_is_native():
+    source, masks = series(COUNT), two_masks()
+    dataset = segmentation(source, masks, NAMES)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    stored = pydicom.dcmread(io.BytesIO(buffer.getvalue()))
+    del stored.file_meta.TransferSyntaxUID
+    assert np.array_equal(drawn(stored, grid_of(source)), expected_map(masks))
 
 
 @pytest.mark.parametrize("maximum", [255, 100, 1])
@@ -70,8 +89,8 @@ def test_fractional_counts_from_half_of_the_maximum(maximum):
     values = np.zeros((COUNT, ROWS, COLUMNS), dtype=np.uint8)
     values[2, 1, 1:4] = (maximum, (maximum + 1) // 2, max((maximum + 1) // 2 - 1, 0))
     dataset = segmentation(source, {1: values}, {1: "Liver"}, kind="FRACTIONAL", maximum=maximum)
-    labels = drawn(dataset, grid_of(source), {1: 7})
-    inside = [voxel.tolist() for voxel in np.argwhere(labels == 7)]
+    labels = drawn(dataset, grid_of(source))
+    inside = [voxel.tolist() for voxel in np.argwhere(labels == 1)]
     assert inside == [[column, 1, 2] for column in (1, 2, 3) if int(values[2, 1, column]) * 2 >= maximum]
 
 
@@ -82,19 +101,16 @@ def test_label_map_object():
     for item in dataset.PerFrameFunctionalGroupsSequence:
         del item.SegmentIdentificationSequence
     assert read_segmentation(dataset).segments == NAMES
-    assert np.array_equal(drawn(dataset, grid_of(source), {1: 1, 2: 2}), expected_map(masks))
+    assert np.array_equal(drawn(dataset, grid_of(source)), expected_map(masks))
 
 
-def test_indices_and_left_out_segments():
-    source, masks = series(COUNT), two_masks()
-    labels = drawn(segmentation(source, masks, NAMES), grid_of(source), {2: 9})
-    assert np.array_equal(labels, np.where(expected_map(masks) == 2, 9, 0))
-
-
-def test_overlap_is_refused():
-    source = series(COUNT)
-    with pytest.raises(DicomError, match="M05: 15 voxels"):
-        drawn(segmentation(source, two_masks(overlap=True), NAMES), grid_of(source), {1: 1, 2: 2})
+def test_overlapping_segments_are_kept_apart():
+    source, masks = series(COUNT), two_masks(overlap=True)
+    assert (masks[1] & masks[2]).sum() == 15
+    found = {number: np.zeros((COUNT, ROWS, COLUMNS), dtype=bool) for number in masks}
+    for number, k, mask in read_segmentation(segmentation(source, masks, NAMES)).masks(grid_of(source)):
+        found[number][k] |= mask.T
+    assert all(np.array_equal(found[number], masks[number]) for number in masks)
 
 
 def test_last_digits_of_positions_do_not_matter_but_planes_do():
@@ -103,18 +119,18 @@ def test_last_digits_of_positions_do_not_matter_but_planes_do():
     positions = [item.PlanePositionSequence[0] for item in dataset.PerFrameFunctionalGroupsSequence]
     for item in positions:
         item.ImagePositionPatient = [value + 0.004 for value in item.ImagePositionPatient]
-    assert np.array_equal(drawn(dataset, grid_of(source), {1: 1, 2: 2}), expected_map(masks))
+    assert np.array_equal(drawn(dataset, grid_of(source)), expected_map(masks))
     positions[0].ImagePositionPatient = [-3.0, 4.0, 8.0]
-    assert not on_grid(read_segmentation(dataset), grid_of(source))
+    assert not read_segmentation(dataset).lies_on(grid_of(source))
     with pytest.raises(DicomError, match="M02"):
-        drawn(dataset, grid_of(source), {1: 1})
+        drawn(dataset, grid_of(source))
 
 
 def test_other_size_is_not_on_the_grid():
     source = series(COUNT)
     dataset = segmentation(source, two_masks(), NAMES)
     other = SliceGrid(ROWS, COLUMNS, np.array([1.0, 0, 0, 0, 1, 0]), (0.8, 0.5), grid_of(source).positions)
-    assert not on_grid(read_segmentation(dataset), other)
+    assert not read_segmentation(dataset).lies_on(other)
 
 
 def test_references_are_read():
@@ -122,11 +138,41 @@ def test_references_are_read():
     dataset = segmentation(source, two_masks(), NAMES)
     segmented = read_segmentation(dataset)
     assert segmented.referenced_series == {uid("PATIENT-7/study/series")}
-    assert segmented.referenced_instances == frozenset()
+    assert segmented.referenced_instances == segmented.referenced_classes == frozenset()
+    derivation, image = Dataset(), Dataset()
+    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = source[1].SOPClassUID, source[1].SOPInstanceUID
+    derivation.SourceImageSequence = Sequence([image])
+    dataset.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence = Sequence([derivation])
+    segmented = read_segmentation(dataset)
+    assert segmented.referenced_instances == {source[1].SOPInstanceUID}
+    assert segmented.referenced_classes == {source[1].SOPClassUID}
 
 
-@pytest.mark.parametrize("damage", ["pixels", "orientation", "positions", "type", "numbers"])
-def test_damaged_objects_are_refused(damage):
+def test_summary_is_small_and_lies_where_the_whole_does():
+    source = series(COUNT)
+    whole = read_segmentation(segmentation(source, two_masks(), NAMES))
+    summary = pickle.loads(pickle.dumps(whole.summary()))
+    assert summary == whole
+    assert len(summary.dataset) == 0
+    assert summary.lies_on(grid_of(source))
+    with pytest.raises(DicomError, match="F03"):
+        list(summary.masks(grid_of(source)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        ("pixels", "F04"),
+        ("orientation", "G04"),
+        ("positions", "G04"),
+        ("turned", "M02"),
+        ("type", "F03"),
+        ("numbers", "F03"),
+        ("bits", "F03"),
+        ("frames", "F03"),
+    ],
+)
+def test_damaged_objects_are_refused(damage, code):
     source = series(COUNT)
     dataset = segmentation(source, two_masks(), NAMES)
     if damage == "pixels":
@@ -137,10 +183,19 @@ def test_damaged_objects_are_refused(damage):
         del dataset.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence
     elif damage == "type":
         dataset.SegmentationType = "SOMETHING"
+    elif damage == "turned":
+        turned = Dataset()
+        turned.ImageOrientationPatient = [0.0, 1, 0, 1, 0, 0]
+        dataset.PerFrameFunctionalGroupsSequence[2].PlaneOrientationSequence = Sequence([turned])
+    elif damage == "bits":
+        dataset.BitsAllocated = 32
+    elif damage == "frames":
+        dataset.NumberOfFrames = 2**31 - 1
     else:
         del dataset.SegmentSequence[1]
-    with pytest.raises(DicomError, match=r"F03|F04|M02"):
-        drawn(dataset, grid_of(source), {1: 1})
+    with pytest.raises(DicomError) as refusal:
+        drawn(dataset, grid_of(source))
+    assert refusal.value.code == code
 
 
 def test_objects_of_another_writer():
@@ -176,4 +231,4 @@ def test_objects_of_another_writer():
     assert segmented.referenced_series == {source[0].SeriesInstanceUID}
     assert segmented.segments == {1: "Liver"}
     assert "liver" in segmented.vocabulary
-    assert np.array_equal(drawn(written, grid_of(source), {1: 1}), expected_map({1: masks[1]}))
+    assert np.array_equal(drawn(written, grid_of(source)), expected_map({1: masks[1]}))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import stat
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from lvmmed_monai.dicom.sources import read_sources, write_sources
+from lvmmed_monai.dicom.sources import _rows, read_sources, write_sources
 from lvmmed_monai.errors import UserError
 
 
@@ -104,3 +107,54 @@ def test_unknown_volume_and_missing_journal(tmp_path: Path, instances: list[Path
     other.write_text("this is no database, whatever its name says")
     with pytest.raises(UserError, match="cannot be read"):
         read_sources(other, "a1")
+
+
+def test_names_that_are_no_text_come_back(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.sqlite"
+    named = [("/in/M\udcfcller/1", ""), ("/in/東京/x.zip", "\udcff.dcm")]
+    write_sources(journal, "a1", named)
+    assert _rows(journal, "a1") == named
+
+
+def test_many_long_paths_take_little_room(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.sqlite"
+    folder = "/mnt/export/" + "DOE^JANE/" * 20
+    write_sources(journal, "a1", [(f"{folder}{number:06d}.dcm", "") for number in range(5000)])
+    assert len(_rows(journal, "a1")) == 5000
+    assert journal.stat().st_size < 100_000
+
+
+def test_a_journal_that_is_being_written_can_be_read(tmp_path: Path, instances: list[Path]) -> None:
+    journal = tmp_path / "journal.sqlite"
+    write_sources(journal, "a1", [(str(instances[2]), "")])
+    with closing(sqlite3.connect(journal)) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")
+        writer.execute("DELETE FROM volume_sources")  # not committed
+        assert [header.InstanceNumber for header in read_sources(journal, "a1")] == [2]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_journal_in_a_folder_that_is_read_only_is_read(tmp_path: Path, instances: list[Path]) -> None:
+    folder = tmp_path / "finished"
+    folder.mkdir()
+    write_sources(folder / "journal.sqlite", "a1", [(str(instances[2]), "")])
+    with closing(sqlite3.connect(folder / "journal.sqlite")) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")
+    folder.chmod(0o500)
+    try:
+        assert [header.InstanceNumber for header in read_sources(folder / "journal.sqlite", "a1")] == [2]
+    finally:
+        folder.chmod(0o700)
+
+
+def test_damaged_rows_and_older_journals_are_one_sentence(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.sqlite"
+    write_sources(journal, "a1", [("/in/DOE", "")])
+    with closing(sqlite3.connect(journal)) as writer, writer:
+        writer.execute("UPDATE volume_sources SET instances = x'00'")
+    older = tmp_path / "older.sqlite"
+    with closing(sqlite3.connect(older)) as writer, writer:
+        writer.execute("CREATE TABLE sources (volume_id TEXT, position INTEGER, path TEXT, member TEXT)")
+    for path in (journal, older):
+        with pytest.raises(UserError, match="ingest the studies again"):
+            read_sources(path, "a1")

@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,24 +14,25 @@ from pydicom.dataset import Dataset
 from synthetic_dicom import noise, save, series, slice_dataset, uid
 
 from lvmmed_monai.dicom.archive import Source, SourceReader
-from lvmmed_monai.dicom.headers import header_from_dataset
-from lvmmed_monai.ingest.checks import SERIES_CHECKS
+from lvmmed_monai.dicom.headers import header_from_dataset, read_header
+from lvmmed_monai.ingest.checks import SERIES_CHECKS, STACK_CHECKS
 from lvmmed_monai.ingest.checks import values as value_checks
 from lvmmed_monai.ingest.findings import ERROR, NOTE, WARNING, Finding, codes, counted, refuses, run_checks
 from lvmmed_monai.ingest.routes import route
-from lvmmed_monai.ingest.series import Series, group_series
+from lvmmed_monai.ingest.series import Series, group_headers
+from lvmmed_monai.ingest.stack import Stack
 from lvmmed_monai.ingest.volumes import DecodedVolume, decode_volume, pixel_digest
 
 Damage = Callable[[list[Dataset]], list[Dataset]]
 
 
-def findings_of(datasets: list[Dataset]) -> list[Finding]:
+def findings_of(datasets: list[Dataset], strict: bool = False) -> list[Finding]:
     """Findings of the one series that the data sets make; digests come from their pixels in memory."""
     headers = [header_from_dataset(dataset, Source(str(index))) for index, dataset in enumerate(datasets)]
     pixels = {str(index): dataset.PixelData for index, dataset in enumerate(datasets)}
-    groups = group_series(headers, lambda header: str(hash(pixels[header.source.path])))
-    assert len(groups) == 1
-    return run_checks(SERIES_CHECKS, groups[0])
+    (group,) = group_headers(headers)
+    whole = Series(group, lambda header: str(hash(pixels[header.source.path])), strict)
+    return run_checks(SERIES_CHECKS, whole) + [f for stack in whole.stacks for f in run_checks(STACK_CHECKS, stack)]
 
 
 def moved(datasets: list[Dataset], indices: range | list[int], axis: int, by: float) -> list[Dataset]:
@@ -104,6 +106,12 @@ GOOD: dict[str, Damage] = {
         with_value([copied(s[0], new_uid=True)], [0], "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"])[0],
     ],
     "tilt of 0.2 degrees": lambda s: tilted(s, 0.2),
+    "tilted": lambda s: tilted(s, 18.5),
+    "tilted the other way": lambda s: tilted(s, -16.5),
+    "two time points": second_volume,
+    "no rescaling": lambda s: without(without(s, "RescaleSlope"), "RescaleIntercept"),
+    "radiographs": lambda s: with_value(s, range(12), "SOPClassUID", "1.2.840.10008.5.1.4.1.1.1.1"),
+    "photographs": lambda s: with_value(s, range(12), "SOPClassUID", "1.2.840.10008.5.1.4.1.1.77.1.4"),
 }
 
 WARNED = {
@@ -115,6 +123,10 @@ WARNED = {
     "copy with a new UID": "D03",
     "no frame of reference": "G08",
     "a localizer among them": "R01",
+    "tilted": "G03",
+    "tilted the other way": "G03",
+    "two time points": "T01",
+    "no rescaling": "W03",
 }
 
 BAD: dict[str, tuple[str, Damage]] = {
@@ -124,8 +136,7 @@ BAD: dict[str, tuple[str, Damage]] = {
     "last slice far off": ("G02", lambda s: moved(s, [11], 2, 1.1)),
     "spacing changes midway": ("G02", lambda s: [moved(s, [i], 2, 0.3 * max(0, i - 5))[i] for i in range(12)]),
     "slices shifted in the plane": ("G02", lambda s: moved(s, range(6, 12), 0, 5.0)),
-    "tilted": ("G03", lambda s: tilted(s, 18.5)),
-    "tilted the other way": ("G03", lambda s: tilted(s, -16.5)),
+    "tilted further than any gantry": ("G03", lambda s: tilted(s, 50)),
     "no position": ("G04", lambda s: without(s, "ImagePositionPatient")),
     "one without orientation": ("G04", lambda s: [*s[1:], *without(s[:1], "ImageOrientationPatient")]),
     "impossible orientation": ("G04", lambda s: with_value(s, [2], "ImageOrientationPatient", [1, 0, 0, 1, 0, 0])),
@@ -142,15 +153,17 @@ BAD: dict[str, tuple[str, Damage]] = {
         "D04",
         lambda s: [with_value([d], [0], "ImagePositionPatient", [0, 0, 0])[0] for d in s[:4]],
     ),
-    "two time points": ("T01", second_volume),
+    "two echoes at different places": ("S01", lambda s: with_value(s, range(6), "EchoTime", 2.3)),
+    "magnitude among phase": ("S01", lambda s: with_value(s, [2], "ImageType", ["ORIGINAL", "PRIMARY", "M"])),
+    "an intercept that is no number": ("S01", lambda s: with_value(s, [3], "RescaleIntercept", None)),
+    "a slope in some slices only": ("S01", lambda s: [*s[:5], *without(s[5:], "RescaleSlope")]),
+    "a slope of 0": ("S01", lambda s: with_value(s, [3], "RescaleSlope", 0)),
     "localizer": ("R01", lambda s: with_value(s, range(12), "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"])),
     "secondary capture": ("R02", lambda s: with_value(s, range(12), "SOPClassUID", "1.2.840.10008.5.1.4.1.1.7")),
     "dose report": ("R02", lambda s: with_value(s, range(12), "SOPClassUID", "1.2.840.10008.5.1.4.1.1.88.67")),
-    "colour": ("R03", lambda s: with_value(s, range(12), "PhotometricInterpretation", "RGB")),
     "mosaic": ("R04", lambda s: with_value(s, range(12), "ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"])),
     "enhanced": ("R05", lambda s: with_value(s, range(12), "SOPClassUID", "1.2.840.10008.5.1.4.1.1.4.1")),
     "dose grid": ("R05", lambda s: with_value(s, range(12), "SOPClassUID", "1.2.840.10008.5.1.4.1.1.481.2")),
-    "radiograph": ("G04", lambda s: with_value(s, range(12), "SOPClassUID", "1.2.840.10008.5.1.4.1.1.1.1")),
     "text in the pixels": ("P01", lambda s: with_value(s, [0], "BurnedInAnnotation", "YES")),
 }
 
@@ -168,6 +181,13 @@ def test_damaged_series_are_refused_with_their_code(name):
     code, damage = BAD[name]
     findings = findings_of(damage(series(12)))
     assert codes(findings) == [code], findings
+
+
+def test_strict_has_smaller_tolerances_and_repairs_nothing():
+    assert codes(findings_of(series(12), strict=True)) == []
+    assert codes(findings_of(tilted(series(12), 18.5), strict=True)) == ["G03"]
+    assert codes(findings_of(jittered(series(12), 0.02))) == []
+    assert codes(findings_of(jittered(series(12), 0.02), strict=True)) == ["G02"]
 
 
 def test_cut_end_is_warned_of_only_where_numbers_show_it():
@@ -189,7 +209,7 @@ def test_slices_are_in_spatial_order_whatever_their_files_are_called():
     datasets = series(12)
     random.Random(2).shuffle(datasets)
     headers = [header_from_dataset(dataset, Source(str(index))) for index, dataset in enumerate(datasets)]
-    ordered = Series(tuple(headers), lambda header: "").slices
+    ordered = Stack(tuple(headers)).slices
     assert [header.position[2] for header in ordered] == [7.0 + 2 * k for k in range(12)]
 
 
@@ -199,7 +219,7 @@ def test_series_without_uid_are_told_apart_by_folder():
         for folder in "ab"
         for index, dataset in enumerate(with_value(series(4), range(4), "SeriesInstanceUID", ""))
     ]
-    assert [len(group.headers) for group in group_series(headers, lambda header: "")] == [4, 4]
+    assert [len(group) for group in group_headers(headers)] == [4, 4]
 
 
 def test_segmentations_have_their_own_route():
@@ -237,7 +257,7 @@ def test_monochrome1_is_turned_for_mr_and_not_for_ct(tmp_path):
         paths = save(datasets, tmp_path / modality)
         headers = [header_from_dataset(d, Source(str(p))) for d, p in zip(datasets, paths, strict=True)]
         with SourceReader() as reader:
-            volume = decode_volume(Series(tuple(headers), pixel_digest(reader)), reader)
+            volume = decode_volume(Stack(tuple(headers)), reader)
         stored = datasets[0].pixel_array.T
         assert volume.inverted is turned_round
         assert np.array_equal(volume.values[:, :, 0], 65535 - stored if turned_round else stored)
@@ -251,7 +271,8 @@ def test_digest_of_copies_in_two_encodings(tmp_path):
     paths = save([first, second, broken], tmp_path)
     with SourceReader() as reader:
         digest = pixel_digest(reader)
-        digests = [digest(header_from_dataset(first, Source(str(path)))) for path in [*paths, tmp_path / "gone"]]
+        headers = [read_header(path.read_bytes(), Source(str(path))) for path in paths]
+        digests = [digest(header) for header in [*headers, replace(headers[0], source=Source(str(tmp_path / "gone")))]]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
 

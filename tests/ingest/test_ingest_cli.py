@@ -16,7 +16,7 @@ def test_summary_in_words(tmp_path, capsys):
     save(series(2, patient="PATIENT-2"), tmp_path / "src" / "short")
     ingest(tmp_path / "src", tmp_path / "out", site_key=tmp_path / "site.key", quiet=True)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("accepted: 1 volumes of 1 subjects, 0 with labels")
+    assert lines[0].startswith("accepted: 1 images of 1 subjects, 0 with labels")
     assert lines[1] == "refused series: 1"
     assert lines[2].split()[:2] == ["G07", "1"]
     assert lines[-1] == f"next:     lvmmed check {tmp_path / 'out' / 'datalist.json'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import nibabel as nib
@@ -67,9 +68,27 @@ def test_names_are_sorted_where_numbers_disagree(second):
 def test_own_table_decides():
     objects = [label_object({1: "Spleen", 2: "Liver"})]
     assert label_table(objects, {"0": "background", "1": "liver", "2": "Left kidney"}) == {"liver": 1, "left_kidney": 2}
-    for bad in ({}, {"1": "liver", "3": "spleen"}, {"one": "liver"}, {"1": "liver", "2": "Liver"}, {"1": 5}):
+    for bad in (
+        {},
+        {"1": "liver", "3": "spleen"},
+        {"one": "liver"},
+        {"1": "liver", "2": "Liver"},
+        {"1": 5},
+        {"1": []},
+        {"1": ["liver", 5]},
+        {"1": ["liver", "hepar"], "2": "Hepar"},
+        {"1": "  "},
+    ):
         with pytest.raises(UserError, match="numbered from 1 without gaps"):
             label_table(objects, bad)
+
+
+def test_own_table_may_give_several_names_for_one_label():
+    table = label_table([], {"1": ["liver", "Hepar", "leber"], "2": "spleen"})
+    assert table == {"liver": 1, "spleen": 2}
+    assert [table.index_of(name) for name in ("liver", "hepar", "leber", "spleen", "aorta")] == [1, 1, 1, 2, None]
+    again = pickle.loads(pickle.dumps(table))
+    assert (again, again.aliases) == (table, {"hepar": "liver", "leber": "liver"})
 
 
 def test_words_of_the_patient_do_not_pass_unless_they_are_coded_terms():
@@ -92,13 +111,28 @@ def test_several_objects_of_one_series_are_joined(tmp_path):
     assert values_of(tmp_path) == [0, 1, 2]
 
 
-def test_overlap_refuses_the_label_and_keeps_the_image(tmp_path):
+def test_overlapping_labels_become_channels(tmp_path):
     source = series(COUNT)
-    objects = [segmentation(source, {1: mask(1, 2)}, {1: "Liver"}), segmentation(source, {2: mask(2)}, {2: "Spleen"})]
+    masks = {"Spleen": mask(2, 3), "Liver": mask(1, 2)}
+    objects = [
+        segmentation(source, {1: masks["Liver"]}, {1: "Liver"}),
+        segmentation(source, {2: masks["Spleen"]}, {2: "Spleen"}),
+    ]
     (entry,) = ingested(tmp_path, [source], objects)["series"]
-    assert (entry["accepted"], entry["labels"], found_codes(entry)) == (True, None, ["M05"])
-    assert not (tmp_path / "out" / "labels").exists()
-    assert json.loads((tmp_path / "out" / "datalist.json").read_text())["task"] == "unlabelled"
+    assert (entry["accepted"], entry["labels"], entry["label_channels"]) == (True, None, ["liver", "spleen"])
+    assert [(found["code"], found["severity"]) for found in entry["findings"]] == [("M05", "warning")]
+    out = tmp_path / "out"
+    assert [path.name for path in (out / "labels").iterdir()] == [f"{entry['id']}_channels.nii.gz"]
+    channels = nib.load(out / "labels" / f"{entry['id']}_channels.nii.gz")
+    image = nib.load(out / "images" / f"{entry['id']}.nii.gz")
+    values = np.asarray(channels.dataobj)
+    assert (values.shape, values.dtype) == ((COLUMNS, ROWS, COUNT, 2), np.uint8)
+    assert np.array_equal(channels.affine, image.affine)
+    for number, name in enumerate(("Liver", "Spleen")):
+        assert np.array_equal(values[..., number], masks[name].transpose(2, 1, 0))
+    datalist = json.loads((out / "datalist.json").read_text())
+    (item,) = [item for section in ("training", "validation", "test") for item in datalist[section]]
+    assert (datalist["task"], "label" in item) == ("unlabelled", False)
 
 
 def test_label_without_its_images_is_listed(tmp_path):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from lvmmed_monai.ingest.preview import CT_WINDOW_HU, PREVIEW_HEIGHT, label_colours, preview_image
+from lvmmed_monai.ingest.preview import CT_WINDOW_HU, PREVIEW_HEIGHT, label_colours, planar_preview, preview_image
 
 
 def test_three_planes_with_true_proportions():
@@ -48,3 +49,32 @@ def test_colours_differ():
     assert colours.shape == (21, 3)
     assert len({tuple(colour) for colour in colours.tolist()}) == 21
     assert colours[0].tolist() == [0, 0, 0]
+
+
+class TestPlanar:
+    def test_a_picture_with_true_proportions(self):
+        image = planar_preview(np.zeros((1, 40, 20), np.uint16), (0.5, 2.0))
+        assert image.size == (2 * PREVIEW_HEIGHT, PREVIEW_HEIGHT)
+        assert planar_preview(np.zeros((1, 40, 20), np.uint16), None).size == (PREVIEW_HEIGHT // 2, PREVIEW_HEIGHT)
+
+    def test_a_wide_picture_keeps_them_too(self):
+        assert planar_preview(np.zeros((1, 10, 80), np.uint8), None).size == (512, 64)
+
+    def test_grey_lies_between_percentiles(self):
+        values = np.linspace(1000, 3000, 64 * 64).reshape(1, 64, 64).astype(np.uint16)
+        values[0, 0, 0] = 65535
+        pixels = np.asarray(planar_preview(values, None))
+        assert abs(int(pixels[PREVIEW_HEIGHT // 2, PREVIEW_HEIGHT // 2]) - 127) <= 3
+        assert pixels[-1, -1] == 255
+        assert np.asarray(planar_preview(np.full((1, 8, 8), 9, np.uint8), None)).max() == 0
+
+    def test_colours_as_they_are(self):
+        frames = np.full((1, 16, 16, 3), (10, 200, 30), np.uint8)
+        assert np.unique(np.asarray(planar_preview(frames, None)).reshape(-1, 3), axis=0).tolist() == [[10, 200, 30]]
+
+    @pytest.mark.parametrize(("count", "shown"), [(2, [0, 1]), (4, [0, 1, 2, 3]), (30, [0, 10, 19, 29])])
+    def test_frames_of_a_clip_from_first_to_last(self, count, shown):
+        frames = np.repeat(np.arange(count, dtype=np.uint8), 16 * 16 * 3).reshape(count, 16, 16, 3)
+        strip = np.asarray(planar_preview(frames, None))
+        assert strip.shape == (PREVIEW_HEIGHT, len(shown) * PREVIEW_HEIGHT, 3)
+        assert strip[5, 5::PREVIEW_HEIGHT, 0].tolist() == shown

@@ -19,7 +19,7 @@ from synthetic_dicom import COLUMNS, ROWS, save, segmentation, series
 from lvmmed_monai.data.datalist import SECTIONS, read_datalist
 from lvmmed_monai.dicom.sources import read_sources
 from lvmmed_monai.errors import DataError, UserError
-from lvmmed_monai.ingest import stages
+from lvmmed_monai.ingest import jobs
 from lvmmed_monai.ingest.pipeline import ingest
 
 COUNT = 6
@@ -45,7 +45,7 @@ def write_subject(folder: Path, patient: str, *, labelled: bool = True, modality
 @pytest.fixture
 def run(tmp_path):
     def ingest_here(src: Path, out: str = "out", **options):
-        return ingest(src, tmp_path / out, site_key=tmp_path / "site.key", **options)
+        return ingest(src, tmp_path / out, site_key=tmp_path / "site.key", **{"workers": 0, **options})
 
     return ingest_here
 
@@ -211,10 +211,11 @@ def test_planted_identifiers_reach_no_output_and_no_log(tmp_path, run, caplog, c
         dataset.PatientName = "XSMITHX^J"
         dataset.PatientWeight = 70
     save(short, folder / "second")
-    (folder / "broken XSMITHX").write_bytes((folder / "XFILEX000").read_bytes()[:420])
+    (folder / "more").mkdir()
+    (folder / "more" / "broken XSMITHX").write_bytes((folder / "XFILEX000").read_bytes()[:420])
     run(tmp_path / "src")
     outputs = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "journal.sqlite"]
-    assert {path.suffix for path in outputs} == {".gz", ".json", ".png"}
+    assert {path.suffix for path in outputs} == {".gz", ".json", ".png", ".html"}
     for path in outputs:
         content = (
             nib.load(path).get_fdata().tobytes() + bytes(nib.load(path).header.binaryblock)
@@ -229,7 +230,7 @@ def test_planted_identifiers_reach_no_output_and_no_log(tmp_path, run, caplog, c
     assert read_datalist(tmp_path / "out" / "datalist.json")["labels"]["1"] == "segment_1"
     with sqlite3.connect(tmp_path / "out" / "journal.sqlite") as connection:
         tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for table in set(tables) - {"sources"}:
+        for table in set(tables) - {"volume_sources"}:
             text = str(connection.execute(f"SELECT * FROM {table}").fetchall())
             assert not [secret for secret in planted if secret in text]
 
@@ -241,6 +242,20 @@ def test_truncated_slice_refuses_its_series_only(tmp_path, run):
     summary = run(tmp_path / "src")
     assert (summary.accepted, [row["code"] for row in summary.refused]) == (1, ["F04"])
     assert len(list((tmp_path / "out" / "images").iterdir())) == 1
+
+
+def test_broken_file_beside_the_only_series_of_a_folder_refuses_it(tmp_path, run):
+    write_subject(tmp_path / "src" / "good", "PATIENT-0", labelled=False)
+    paths = save(series(COUNT, patient="PATIENT-1"), tmp_path / "src" / "cut")
+    paths[-1].write_bytes(b"")
+    for patient in ("PATIENT-2", "PATIENT-3"):
+        save(series(COUNT, patient=patient), tmp_path / "src" / "two", f"{patient}-{{}}.dcm".format)
+    (tmp_path / "src" / "two" / "empty").touch()
+    summary = run(tmp_path / "src")
+    assert (summary.accepted, [row["code"] for row in summary.refused]) == (3, ["S03"])
+    entries = json.loads((tmp_path / "out" / "qc.json").read_text())["series"]
+    warned = [entry for entry in entries if entry["accepted"] and "S03" in [f["code"] for f in entry["findings"]]]
+    assert len(warned) == 2
 
 
 @pytest.mark.parametrize("when", ["checking series", "writing volumes"])
@@ -257,14 +272,11 @@ def test_file_that_vanishes_meanwhile_costs_its_series_only(tmp_path, run, when)
     assert (summary.accepted, [row["code"] for row in summary.refused]) == (1, ["F03"])
 
 
-def test_locked_journal_is_one_sentence(tmp_path, run, monkeypatch):
+def test_locked_journal_is_one_sentence(tmp_path, run):
     save(series(COUNT), tmp_path / "src")
-
-    def full(*_):
-        raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(stages, "write_sources", full)
-    with pytest.raises(UserError, match="journal cannot be written to"):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "journal.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UserError, match="journal is damaged"):
         run(tmp_path / "src")
     assert not list((tmp_path / "out").glob("datalist*"))
 
@@ -284,8 +296,9 @@ def test_nothing_usable_is_one_sentence_and_leaves_no_output(tmp_path, run, cont
         run(src)
     assert caught.value.exit_code == 3
     assert str(caught.value).count(";") >= 2
-    left = [path.name for path in (tmp_path / "out").rglob("*")] if (tmp_path / "out").exists() else []
-    assert left == ([] if content in ("nothing", "text") else ["qc.json"])
+    left = sorted(path.name for path in (tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else []
+    pictures = ["previews"] if content == "refused" else []
+    assert left == ([] if content in ("nothing", "text") else ["journal.sqlite", *pictures, "qc.html", "qc.json"])
 
 
 def test_wrong_use(tmp_path, run):
@@ -315,20 +328,20 @@ def test_output_inside_the_source_is_not_read(tmp_path, run):
 def test_interrupted_run_leaves_whole_files_and_is_continued(tmp_path, run, monkeypatch):
     for number in range(3):
         write_subject(tmp_path / "src" / f"p{number}", f"PATIENT-{number}")
-    write, done = stages.write_volume, []
+    write, done = jobs.write_volume, []
 
-    def stop_at_the_second(paths, volume, labels):
+    def stop_at_the_second(paths, *what):
         if done:
             raise KeyboardInterrupt
         done.append(paths)
-        write(paths, volume, labels)
+        write(paths, *what)
 
-    monkeypatch.setattr(stages, "write_volume", stop_at_the_second)
+    monkeypatch.setattr(jobs, "write_volume", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "src")
     assert not list((tmp_path / "out").rglob(".partial*"))
     assert not list((tmp_path / "out").glob("datalist*"))
-    monkeypatch.setattr(stages, "write_volume", write)
+    monkeypatch.setattr(jobs, "write_volume", write)
     assert run(tmp_path / "src").written == 2
     assert len(items_of(tmp_path / "out" / "datalist.json")) == 3
 

@@ -14,6 +14,7 @@ import pydicom
 import pytest
 
 from lvmmed_monai.errors import DataError
+from lvmmed_monai.ingest.mosaic import converter
 from lvmmed_monai.ingest.pipeline import ingest
 
 pytestmark = pytest.mark.real_data
@@ -109,20 +110,24 @@ def test_two_time_points_are_in_the_order_of_their_dates(ingested):
 def test_what_must_be_refused_has_its_own_reason(ingested):
     _, series = ingested("dicom_must_refuse")
     assert accepted(series) == []
-    assert sorted(errors(entry) for entry in series) == [["D04"], ["G01"], ["G06"], ["G07"]]
+    assert sorted(errors(entry) for entry in series) == [["D04"], ["G01"], ["G07"], ["S01", "G06"]]
 
 
-def test_tilted_and_uneven_ct_are_refused(ingested):
+def test_even_tilt_is_straightened_and_uneven_steps_are_refused(ingested):
     _, series = ingested("ct_gantry_tilt_dicom")
-    assert sorted(errors(entry) for entry in series) == [["G02", "G03"], ["G03"]]
+    even, uneven = sorted(series, key=lambda entry: not entry["accepted"])
+    assert (even["accepted"], even["shape"]) == (True, [512, 527, 10])
+    assert errors(uneven) == ["G02"]
     tilts = [f["measured"] for entry in series for f in entry["findings"] if f["code"] == "G03"]
     assert tilts == ["stacked at 18.5 degrees to the normal"] * 2
 
 
-def test_breast_label_lies_on_its_slices_and_phases_are_refused(ingested, real_data):
+def test_breast_label_lies_on_its_slices_and_phases_are_told_apart(ingested, real_data):
     out, series = ingested("breast_mr_dicom_seg")
-    dynamic, volume = sorted(series, key=lambda entry: entry["accepted"])
-    assert errors(dynamic) == ["T01"]
+    volume, *phases = sorted(series, key=lambda entry: entry.get("time_point", 0))
+    assert [(phase["shape"], phase["time_point"], phase["time_points"]) for phase in phases] == [
+        ([256, 256, 12], number, 3) for number in (1, 2, 3)
+    ]
     assert (volume["shape"], volume["labels"]) == ([256, 256, 60], ["breast"])
     assert np.allclose(volume["spacing_mm"], (0.703125, 0.703125, 2.0), atol=1e-3)
     label = nib.load(out / "labels" / f"{volume['id']}.nii.gz")
@@ -146,10 +151,11 @@ def test_breast_label_lies_on_its_slices_and_phases_are_refused(ingested, real_d
 
 def test_only_the_proper_volume_of_a_media_directory(ingested):
     _, series = ingested("dicomdir_multi_patient")
-    assert shapes(series) == [[16, 16, 5]]
-    assert np.allclose(accepted(series)[0]["spacing_mm"], (0.488281, 0.488281, 2.5), atol=1e-4)
+    assert shapes(series) == [*[[16, 16]] * 3, [16, 16, 5]]
+    (volume,) = (entry for entry in accepted(series) if entry["kind"] == "volume")
+    assert np.allclose(volume["spacing_mm"], (0.488281, 0.488281, 2.5), atol=1e-4)
     assert all(errors(entry) for entry in series if not entry["accepted"])
-    assert {code for entry in series for code in errors(entry)} == {"G01", "G04", "G06", "G07", "R01"}
+    assert {code for entry in series for code in errors(entry)} == {"G01", "G06", "G07", "R01"}
 
 
 def test_emptied_uids_and_thickness_unlike_spacing(ingested, real_data):
@@ -169,9 +175,13 @@ def _corners(shape: tuple[int, ...]) -> list[list[int]]:
 
 def test_small_label_objects_and_overlap(ingested, real_data):
     out, series = ingested("dicom_seg_small")
-    small, large = sorted(accepted(series), key=lambda entry: entry["shape"][0])
+    (small,) = (entry for entry in accepted(series) if entry["labels"])
+    (large,) = (entry for entry in accepted(series) if entry["label_channels"])
     assert (small["shape"], small["labels"]) == ([24, 38, 3], ["liver"])
-    assert (large["shape"], large["labels"], errors(large)) == ([512, 512, 3], None, ["M05"])
+    assert (large["shape"], large["labels"], errors(large)) == ([512, 512, 3], None, [])
+    assert "M05" in [finding["code"] for finding in large["findings"]]
+    channels = nib.load(out / "labels" / f"{large['id']}_channels.nii.gz")
+    assert channels.shape == (512, 512, 3, len(large["label_channels"]))
     sitk = pytest.importorskip("SimpleITK")
     oracle = sitk.GetArrayFromImage(
         sitk.ReadImage(str(real_data("dicom_seg_small") / "24x38x3" / "nrrd" / "label.nrrd"))
@@ -182,13 +192,14 @@ def test_small_label_objects_and_overlap(ingested, real_data):
 
 def test_makers_and_codecs(ingested):
     _, series = ingested("mr_multivendor_dicom")
-    assert shapes(series) == sorted(
-        [[256, 256, 4], [256, 256, 4], [256, 256, 4], [240, 240, 4], [64, 64, 4], [64, 28, 4]]
-    )
-    assert sorted(code for entry in series for code in errors(entry)) == ["R04", *["R05"] * 3, *["T01"] * 4]
+    single = [[256, 256, 4]] * 3 + [[240, 240, 4], [64, 64, 4], [64, 28, 4], [256, 256, 8], [112, 138, 8]]
+    repeated = [[64, 64, 4]] * 6 + [[80, 80, 2]] * 4 + [[128, 128, 2]] * 4 + [[64, 64, 8]] * 4
+    mosaics = [[80, 80, 64]] * 2 if converter() else []
+    assert shapes(series) == sorted(single + repeated + mosaics)
+    assert [code for entry in series for code in errors(entry)] == ([] if mosaics else ["R04"])
 
 
-def test_files_that_are_no_volume_leave_a_record_only(ingested):
-    out, series = ingested("dicom_compressed_odd")
-    assert accepted(series) == []
-    assert [path.name for path in out.iterdir()] == ["qc.json"]
+def test_only_pictures_come_out_of_single_files(ingested):
+    _, series = ingested("dicom_compressed_odd")
+    assert {(entry["kind"], entry["modality"]) for entry in accepted(series)} == {("image", "US"), ("image", "DX")}
+    assert sorted(entry["frames"] for entry in accepted(series)) == [1, 1, 1, 30]

@@ -1,14 +1,22 @@
-"""The stack: splits S01 and S03, copies D01 to D04, several volumes T01."""
+"""The stack: splits S01 and S03, copies D01 to D04, several volumes T01 and T02."""
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
 
+from lvmmed_monai.dicom.headers import PHASE_KEYWORDS
 from lvmmed_monai.ingest.findings import ERROR, NOTE, WARNING, Finding, counted
 from lvmmed_monai.ingest.series import Series
+from lvmmed_monai.ingest.stack import Stack
+from lvmmed_monai.ingest.time_points import BY_NUMBER, component
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "STACK_CHECKS"]
+
+_CONSTANT_PHASES = ("TemporalPositionIdentifier", "DiffusionBValue", "EchoTime")
+"""What no volume has two of. Times and AcquisitionNumber do change within good volumes."""
+_PHASE_TOLERANCE = 0.01
+_QUANTITIES = ("CT", "PT")
 
 
 def splits(series: Series) -> list[Finding]:
@@ -76,9 +84,9 @@ def copies_by_position(series: Series) -> list[Finding]:
 
 
 def conflicts_by_position(series: Series) -> list[Finding]:
-    """D04: some position holds different images (of different UIDs), and it is no complete set of volumes."""
+    """D04: some position holds different images (of different UIDs), and nothing tells them apart as volumes."""
     counts = series.duplicates.per_position
-    if series.duplicates.same_uid_other_pixels or max(counts, default=1) < 2 or _volumes(counts) > 1:
+    if series.duplicates.same_uid_other_pixels or max(counts, default=1) < 2 or series.split.volumes:
         return []
     crowded = [count for count in counts if count > 1]
     return [
@@ -93,25 +101,62 @@ def conflicts_by_position(series: Series) -> list[Finding]:
 
 
 def several_volumes(series: Series) -> list[Finding]:
-    """T01: every position is there k times: time points, echoes or b-values in one series."""
-    counts = series.duplicates.per_position
-    volumes = _volumes(counts)
-    if volumes < 2:
+    """T01: every position is there k times (time points, echoes, b-values): each becomes a volume of its own."""
+    split = series.split
+    if not split.by:
         return []
-    return [
-        Finding(
-            "T01",
-            ERROR,
-            f"{volumes} volumes of {len(counts)} slices in one series",
-            "one volume",
-            "export each time point, echo or b-value as a series of its own",
-        )
-    ]
+    count = len(split.volumes) + len(split.incomplete)
+    measured = f"{count} volumes of {counted(len(series.duplicates.places), 'slice')}, told apart by {split.by}"
+    if split.by == BY_NUMBER:
+        remedy = "look at the previews: nothing but the numbering tells the volumes apart"
+        return [Finding("T01", WARNING, measured, "one volume", remedy)]
+    return [Finding("T01", NOTE, measured, "one volume", "choose the volumes that you need")]
 
 
-def _volumes(counts: tuple[int, ...]) -> int:
-    """How many volumes share the positions evenly; a single position is no volume."""
-    return counts[0] if len(counts) > 1 and len(set(counts)) == 1 else 1
+def incomplete_volume(series: Series) -> list[Finding]:
+    """T02: a time point lacks slices; it is left out."""
+    if not series.split.incomplete:
+        return []
+    sizes = ", ".join(map(str, series.split.incomplete))
+    places = counted(len(series.duplicates.places), "slice")
+    return [Finding("T02", WARNING, f"volumes of {sizes} slices left out", places, "fetch the series again")]
+
+
+def _differs(stack: Stack, keyword: str) -> bool:
+    index = PHASE_KEYWORDS.index(keyword)
+    values = {header.phases[index] for header in stack.members}
+    known = [value for value in values if value is not None]
+    return len(values) > len(known) > 0 or (len(known) > 1 and max(known) - min(known) > _PHASE_TOLERANCE * max(known))
+
+
+def mixed_volumes(stack: Stack) -> list[Finding]:
+    """S01: echo, b-value, time point or image component differ between the slices of one volume."""
+    differing = [name for name in _CONSTANT_PHASES if _differs(stack, name)]
+    if len({component(header) for header in stack.members}) > 1:
+        differing.append("ImageType")
+    if not differing:
+        return []
+    measured = f"{', '.join(differing)} differ between slices at different positions"
+    return [Finding("S01", ERROR, measured, "the same for all slices", "export each volume as a series of its own")]
+
+
+def rescaling(stack: Stack) -> list[Finding]:
+    """S01: the rescaling to real values is stated in some slices only, or is by 0: values would be wrong there."""
+    lacking = sum(header.slope is None or header.intercept is None for header in stack.members)
+    zero = sum(header.slope == 0 for header in stack.members)
+    if not zero and lacking in (0, len(stack.members)):
+        return []
+    measured = f"{counted(lacking + zero, 'slice')} of {len(stack.members)} without a usable rescaling"
+    remedy = "fetch the series again; its headers are damaged"
+    return [Finding("S01", ERROR, measured, "RescaleSlope and RescaleIntercept in all slices or in none", remedy)]
+
+
+def no_rescaling(stack: Stack) -> list[Finding]:
+    """W03: CT or PET without a rescaling: nothing says that the values are in HU, or in activity."""
+    if stack.first.modality not in _QUANTITIES or any(header.slope is not None for header in stack.members):
+        return []
+    remedy = "look at the values before you trust a window or a threshold"
+    return [Finding("W03", WARNING, "no rescaling", "RescaleSlope and RescaleIntercept", remedy)]
 
 
 CHECKS = [
@@ -122,4 +167,6 @@ CHECKS = [
     copies_by_position,
     conflicts_by_position,
     several_volumes,
+    incomplete_volume,
 ]
+STACK_CHECKS = [mixed_volumes, rescaling, no_rescaling]

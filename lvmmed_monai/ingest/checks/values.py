@@ -32,8 +32,8 @@ def ct_without_air(volume: DecodedVolume) -> list[Finding]:
 
 def constant_slices(volume: DecodedVolume) -> list[Finding]:
     """W05: slices without content."""
-    flat = volume.values.reshape(-1, volume.values.shape[2])
-    count = int(np.count_nonzero(flat.min(axis=0) == flat.max(axis=0)))
+    slices = volume.values.T.reshape(volume.values.shape[2], -1)  # slice by slice as they lie in memory: no copy
+    count = int(np.count_nonzero(slices.min(axis=1) == slices.max(axis=1)))
     if not count:
         return []
     return [Finding("W05", WARNING, f"{counted(count, 'slice')} of one value", "slices with content", _LOOK)]
@@ -41,8 +41,9 @@ def constant_slices(volume: DecodedVolume) -> list[Finding]:
 
 def saturated(volume: DecodedVolume) -> list[Finding]:
     """W05: too many voxels hold the largest value."""
-    share = float(np.mean(volume.values == volume.values.max()))
-    if share <= _SATURATED_SHARE or volume.values.min() == volume.values.max():
+    low, high = volume.values.min(), volume.values.max()
+    share = np.count_nonzero(volume.values == high) / volume.values.size
+    if share <= _SATURATED_SHARE or low == high:
         return []
     measured = f"{100 * share:.1f} % of voxels at the largest value"
     return [Finding("W05", WARNING, measured, f"at most {100 * _SATURATED_SHARE:.0f} %", _LOOK)]
