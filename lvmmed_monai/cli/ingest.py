@@ -32,7 +32,7 @@ def ingest(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Smaller tolerances; refuse tilted series.")] = False,
     keep_burned_in: Annotated[
-        bool, typer.Option("--keep-burned-in", help="Accept images that state text in their pixels.")
+        bool, typer.Option("--keep-burned-in", help="Accept images that have, or may have, text in their pixels.")
     ] = False,
     site_key: Annotated[Path | None, typer.Option(help="Secret key of the pseudonyms (made on first use).")] = None,
     deidentified: Annotated[

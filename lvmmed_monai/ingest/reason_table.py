@@ -322,8 +322,8 @@ REASONS = {
     ),
     "P01": Reason(
         "Text in the pixels",
-        "Text burned into the pixels may name the patient. Where the header says that it is there, the series is "
-        "refused; where it is only usual in images of this kind, the series is used.",
+        "Text burned into the pixels may name the patient. Where the header says that it is there, or does not deny it "
+        "in ultrasound, endoscopy and photographs, the series is refused; X-ray images that do not deny it are used.",
         "number of instances, and what points to text",
         "Remove the text at the source, or accept it with --keep-burned-in; look at the preview before sharing.",
     ),

@@ -282,7 +282,7 @@ class TestChecks:
         assert run_checks(checks.CHECKS, self.image(noise(1, 40, 40))) == []
 
     def test_constant_frames(self):
-        frames = noise(3, 8, 8)
+        frames = np.arange(3 * 8 * 8, dtype=np.uint16).reshape(3, 8, 8)
         frames[1] = 7
         (finding,) = run_checks(checks.CHECKS, self.image(frames))
         assert (finding.code, finding.severity, finding.measured) == ("W05", "warning", "1 frame of 3 of one value")

@@ -218,22 +218,31 @@ class TestChecks:
         assert self.findings({"BodyPartExamined": "CHEST"}) == []
 
     @pytest.mark.parametrize(
+        ("change", "severity"),
+        [
+            ({"Modality": "US"}, ERROR),
+            ({"Modality": "ES"}, ERROR),
+            ({"Modality": "OT"}, ERROR),
+            ({"Modality": "XA"}, WARNING),
+            ({"Modality": "CR"}, WARNING),
+        ],
+    )
+    def test_text_is_possible_where_it_is_usual_and_not_denied(self, change, severity):
+        assert self.findings(change) == [("P01", severity)]
+        assert self.findings({**change, "BurnedInAnnotation": "NO"}) == []
+        assert self.findings({**change, "BurnedInAnnotation": "YES"}) == [("P01", ERROR)]
+
+    @pytest.mark.parametrize(
         "change",
         [
-            {"Modality": "US"},
-            {"Modality": "XA"},
-            {"Modality": "CR"},
-            {"Modality": "ES"},
             {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
             {"ImageType": ["DERIVED", "SECONDARY", "DOSE_INFO"]},
             {"SOPClassUID": SCREENSHOT},
             {"SOPClassUID": SCREENSHOT + ".4"},
         ],
     )
-    def test_text_is_possible_where_it_is_usual_and_not_denied(self, change):
-        assert self.findings(change) == [("P01", WARNING)]
-        assert self.findings({**change, "BurnedInAnnotation": "NO"}) == []
-        assert self.findings({**change, "BurnedInAnnotation": "YES"}) == [("P01", ERROR)]
+    def test_a_capture_is_refused_as_what_it_is(self, change):
+        assert self.findings(change) == self.findings({**change, "BurnedInAnnotation": "YES"}) == []
 
     @pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")
     def test_text_that_is_stated_excludes_any_modality(self):

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.real_data
 
 @pytest.fixture
 def ingested(tmp_path, real_data):
-    def run(name: str) -> tuple[Path, list[dict[str, Any]]]:
+    def run(name: str, **options: Any) -> tuple[Path, list[dict[str, Any]]]:
         out = tmp_path / "out"
         try:
-            ingest(real_data(name), out, site_key=tmp_path / "site.key")
+            ingest(real_data(name), out, site_key=tmp_path / "site.key", **options)
         except DataError:
             assert not list(out.glob("datalist*"))
         series: list[dict[str, Any]] = json.loads((out / "qc.json").read_text())["series"]
@@ -200,6 +200,14 @@ def test_makers_and_codecs(ingested):
 
 
 def test_only_pictures_come_out_of_single_files(ingested):
-    _, series = ingested("dicom_compressed_odd")
+    _, series = ingested("dicom_compressed_odd", keep_burned_in=True)
     assert {(entry["kind"], entry["modality"]) for entry in accepted(series)} == {("image", "US"), ("image", "DX")}
     assert sorted(entry["frames"] for entry in accepted(series)) == [1, 1, 1, 30]
+
+
+def test_ultrasound_that_does_not_deny_text_stays_out(ingested):
+    out, series = ingested("dicom_compressed_odd")
+    ultrasound = [entry for entry in series if entry["modality"] == "US"]
+    assert [errors(entry) for entry in ultrasound] == [["P01"]] * 3
+    assert len(list((out / "images").iterdir())) == 1
+    assert not any((out / "previews" / f"{entry['id']}.png").exists() for entry in ultrasound)

@@ -9,6 +9,7 @@ from lvmmed_monai.ingest.series import Series
 __all__ = ["CHECKS", "risk_of_text"]
 
 _RISKY_MODALITIES = {"US", "IVUS", "XA", "RF", "SC", "OT", "MG", "DX", "CR", "DR", "ES", "XC", "GM", "OP", "DOC"}
+_MOSTLY_WRITTEN_ON = {"US", "IVUS", "ES", "SC", "OT", "XC", "GM", "OP", "DOC"}
 _RISKY_WORDS = {
     "DOSE",
     "DOSEREPORT",
@@ -37,7 +38,8 @@ def risk_of_text(header: Header) -> str:
 
 
 def _members(series: Series) -> tuple[Header, ...]:
-    return series.stack or series.headers
+    """What may become an image; captures and reports are refused as what they are."""
+    return series.stack or series.planar
 
 
 def burned_in(series: Series) -> list[Finding]:
@@ -57,21 +59,21 @@ def burned_in(series: Series) -> list[Finding]:
 
 
 def may_be_burned_in(series: Series) -> list[Finding]:
-    """P01: the header does not say whether text is burned into the pixels, in a kind of image where that is usual."""
-    risks = [risk_of_text(header) for header in _members(series) if header.burned_in not in ("YES", "NO")]
-    risks = [risk for risk in risks if risk]
-    if not risks:
+    """P01: the header does not say whether text is burned into the pixels, in a kind of image where that is usual.
+
+    Ultrasound, endoscopy and captures mostly show the patient's name: they stay out until somebody has looked.
+    """
+    members = [header for header in _members(series) if header.burned_in not in ("YES", "NO")]
+    risks = {header: risk_of_text(header) for header in members}
+    risky = [header for header in members if risks[header]]
+    if not risky:
         return []
-    return [
-        Finding(
-            "P01",
-            WARNING,
-            f"BurnedInAnnotation is not stated in {counted(len(risks), 'instance')}, and the {_sign(risks[0])} is of a "
-            "kind that often has text",
-            "BurnedInAnnotation NO",
-            "look at the preview before sharing",
-        )
-    ]
+    stated = f"BurnedInAnnotation is not stated in {counted(len(risky), 'instance')}"
+    measured = f"{stated}, and the {_sign(risks[risky[0]])} is of a kind that often has text"
+    if any(header.modality in _MOSTLY_WRITTEN_ON or risks[header] != "modality" for header in risky):
+        remedy = "look at the images; if they show no name, accept them with --keep-burned-in"
+        return [Finding("P01", ERROR, measured, "BurnedInAnnotation NO", remedy)]
+    return [Finding("P01", WARNING, measured, "BurnedInAnnotation NO", "look at the preview before sharing")]
 
 
 def _sign(risk: str) -> str:
