@@ -95,14 +95,14 @@ def header_secrets(files: Iterable[Path]) -> set[str]:
         else:
             streams = [io.BytesIO(path.read_bytes())]
         for stream in streams:
-            try:
-                dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+            with warnings.catch_warnings(action="ignore"):  # of values that were cut on purpose
+                try:
+                    dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+                except Exception:
+                    continue  # cut within its first bytes, or no DICOM at all: pydicom raises what it likes
                 # Forced reading makes values even of what is no DICOM; those are noise.
                 if stream.getvalue()[128:132] == b"DICM" or "SOPClassUID" in dataset:
-                    with warnings.catch_warnings(action="ignore"):  # of values that were cut on purpose
-                        found |= dataset_secrets(dataset)
-            except Exception:
-                continue  # cut within its first bytes
+                    found |= dataset_secrets(dataset)
     return found
 
 

@@ -10,13 +10,11 @@ by their meaning, and nobody has looked at the pixels. This is not a certified d
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import BytesLengthException
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian
@@ -29,6 +27,7 @@ from lvmmed_monai.dicom.headers import header_from_dataset
 from lvmmed_monai.dicom.privacy import day_shift, new_uid, pseudonym
 from lvmmed_monai.dicom.problems import DicomError, silent_pydicom
 from lvmmed_monai.dicom.profile import CLEAN, DUMMY, EMPTY, KEEP, RECURSE, REMOVE, REPLACE, action_for, family_of
+from lvmmed_monai.dicom.values import VALUE_ERRORS
 
 __all__ = ["Options", "Remains", "deidentify", "list_remains"]
 
@@ -40,11 +39,6 @@ _METHODS = {
 }
 _PERSON = ("PatientAge", "PatientSex", "PatientSize", "PatientWeight")
 _BIRTH = ("PatientBirthDate", "PatientBirthTime")
-# What pydicom raises when a value cannot be turned into what its type demands.
-_VALUE_ERRORS = (
-    *(ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error),
-    *(BytesLengthException, OSError, EOFError),
-)
 _KINDS = {
     **dict.fromkeys(("DA", "DT", "TM"), "date or time, moved by whole days or a dummy"),
     **dict.fromkeys(("DS", "IS", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV", "AT"), "number"),
@@ -137,7 +131,7 @@ def _build(dataset: Dataset, rules: _Rules) -> Dataset:
             continue
         try:
             element = dataset[tag]
-        except _VALUE_ERRORS:
+        except VALUE_ERRORS:
             continue  # a value that is not of its type may be anything: it goes
         kept = _element(element, dataset, rules)
         if kept is not None:

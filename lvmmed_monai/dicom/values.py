@@ -15,13 +15,13 @@ from pydicom.sequence import Sequence as DicomSequence
 
 from lvmmed_monai.dicom.problems import DicomError, silent_pydicom
 
-__all__ = ["image_type_of", "integer_of", "number_of", "numbers_of", "parsing", "text_of", "value_of"]
+__all__ = ["VALUE_ERRORS", "image_type_of", "integer_of", "number_of", "numbers_of", "parsing", "text_of", "value_of"]
 
-# What pydicom raises when a value cannot be turned into what its type demands.
-_VALUE_ERRORS = (
+VALUE_ERRORS = (
     *(ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error),
     *(BytesLengthException, OSError, EOFError),
 )
+"""What pydicom raises when a value cannot be turned into what its type demands."""
 # What a damaged type of value makes of a text.
 _NO_TEXT = (DicomSequence, bytes)
 
@@ -30,7 +30,7 @@ def value_of(dataset: Dataset, name: str) -> Any:
     """A value, or None where it is absent, empty or malformed."""
     try:
         value = dataset.get(name)
-    except _VALUE_ERRORS:
+    except VALUE_ERRORS:
         return None
     return None if value is None or (hasattr(value, "__len__") and len(value) == 0) else value
 
@@ -48,7 +48,7 @@ def numbers_of(dataset: Dataset, name: str, count: int) -> tuple[float, ...] | N
         return None
     try:
         numbers = tuple(float(number) for number in (value if isinstance(value, Sequence) else [value]))
-    except _VALUE_ERRORS:
+    except VALUE_ERRORS:
         return None
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
