@@ -2,110 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import LoadImage, Orientation, Spacing
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from lvmmed_monai.data.volume_cache import VolumeCache, foreground_box
-from lvmmed_monai.errors import DataError, UserError
+from lvmmed_monai.data.volume_cache import VolumeCache
+from lvmmed_monai.methods._volumes import VolumeBlocks
 from lvmmed_monai.transforms.crops_3d import (
-    BlockAugmentation,
     augment_crop,
     base_centers,
-    body_shares,
     cut_crops,
-    draw_block_augmentation,
     draw_centers,
     draw_crop_augmentation,
-    orient_block,
     overlap_labels,
-    render_block,
-    source_size,
 )
-from lvmmed_monai.transforms.intensity import DEFAULT_CT_WINDOW, scale_intensity
 
-__all__ = ["VolumeCropDataset", "VolumePreparation"]
-
-_LOG = logging.getLogger(__name__)
-
-# A base crop with less body than this shows air: its label would point at something that looks like its neighbours.
-MIN_BODY_SHARE = 0.25
-# Blocks are drawn again this often in search of one without such bases.
-_ATTEMPTS = 12
+__all__ = ["VolumeCropDataset"]
 
 
-class VolumePreparation:
-    """The deterministic part: read, turn to RAS, scale the intensity, resample, crop to the body.
+class VolumeCropDataset(VolumeBlocks):
+    """Crops of volumes.
 
-    The intensity comes before the resampling, so that a padding value such as -3024 HU does not bleed into the body.
-
-    Args:
-        spacing_mm: voxel size along R, A and S.
-        in_channels: channels that an image must have.
-        ct_window: HU that become 0 and 1; None for the package's window, which is left aside where a CT is not in HU.
-    """
-
-    def __init__(
-        self, spacing_mm: tuple[float, float, float], in_channels: int, ct_window: tuple[float, float] | None = None
-    ) -> None:
-        self.spacing_mm = spacing_mm
-        self.in_channels = in_channels
-        self.ct_window = ct_window
-        self._load = LoadImage(image_only=True, ensure_channel_first=True)
-        self._orient = Orientation(axcodes="RAS", labels=None)
-        self._resample = Spacing(pixdim=spacing_mm, mode="bilinear", padding_mode="border")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that a prepared array depends on beside its files and modality; ``version`` stands for this code."""
-        return {
-            "spacing_mm": list(self.spacing_mm),
-            "in_channels": self.in_channels,
-            "ct_window": list(self.ct_window) if self.ct_window else ["unless not in HU", *DEFAULT_CT_WINDOW],
-            "version": 1,
-        }
-
-    def __call__(self, item: Mapping[str, Any]) -> NDArray[np.floating]:
-        """The prepared array of a datalist item, (C, X, Y, Z), 0 to 1; without voxels where all is air.
-
-        Raises:
-            DataError: the image cannot be read.
-            UserError: it has another number of channels.
-        """
-        try:
-            image = self._load(item["image"])
-        except Exception as error:
-            raise DataError(
-                f"an image cannot be read ({type(error).__name__}); {item['image']}; "
-                "repair it or leave it out of the datalist"
-            ) from error
-        if image.ndim != 4 or image.shape[0] != self.in_channels:
-            raise UserError(
-                f"a volume of {self.in_channels} channel(s) is needed, got an image of shape {tuple(image.shape)}; "
-                "volume pre-training; change in_channels or leave the image out of the datalist"
-            )
-        image = self._orient(image)
-        modality = item.get("modality", "OTHER")
-        window = self.ct_window if modality == "CT" else None
-        for channel in range(self.in_channels):
-            image[channel] = scale_intensity(image[channel], modality, window)
-        array = self._resample(image).clamp(0, 1).cpu().numpy()
-        box = foreground_box(array)
-        return array[(slice(None), *box)] if box else array[:, :0, :0, :0]
-
-
-class VolumeCropDataset(Dataset):
-    """Crops of volumes. All randomness of a sample comes from the seed and the key, none from a global generator.
-
-    A key is ``(draw, index)`` or an index (draw 0). A sample holds ``crops`` (n + S, C, edge, edge, edge), the base
-    crops first; ``overlap`` (S, n), each random crop's share in each base; ``base_mask`` (n,), False for bases of air.
+    A sample holds ``crops`` (n + S, C, edge, edge, edge), the base crops first; ``overlap`` (S, n), each random crop's
+    share in each base; ``base_mask`` (n,), False for bases of air.
 
     Args:
         items: datalist items with ``modality`` and ``flip_safe``.
@@ -114,10 +36,6 @@ class VolumeCropDataset(Dataset):
         edge: of a crop, in voxels.
         crops_per_volume: random crops of a sample, S.
         seed: of all draws.
-
-    Attributes:
-        data: the items that are used.
-        skipped: how many volumes were left out because they show only air.
 
     Raises:
         DataError: no volume is left.
@@ -133,27 +51,11 @@ class VolumeCropDataset(Dataset):
         crops_per_volume: int,
         seed: int,
     ) -> None:
-        self.cache = cache
+        super().__init__(items, cache, seed=seed)
         self.grid = grid
         self.edge = edge
         self.crops_per_volume = crops_per_volume
-        self.seed = seed
         self.block_size = (grid[0] * edge, grid[1] * edge, edge)
-        empty = set(cache.empty)
-        self._indices = [index for index in range(len(items)) if index not in empty]
-        self.data = [items[index] for index in self._indices]
-        self.skipped = len(empty)
-        if self.skipped:
-            _LOG.warning("%d of %d volumes show only air and are skipped", self.skipped, len(items))
-        if not self.data:
-            raise DataError("no volume shows anything but air; VoCo; check the intensity window and the images")
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        draw, index = key if isinstance(key, tuple) else (0, key)
-        return self.sample(np.random.default_rng([self.seed, draw, index]), index)
 
     def sample(
         self,
@@ -173,44 +75,10 @@ class VolumeCropDataset(Dataset):
             augment_crops: flips, turns and shift of each crop on its own.
             crops: random crops, when not ``crops_per_volume``.
         """
-        block, mask = self._block(random, index, augment_block)
+        block, mask = self.block(random, index, self.block_size, cells=self.grid, augment=augment_block)
         centers = draw_centers(random, crops or self.crops_per_volume, self.grid, self.edge)
         cut = cut_crops(block, torch.cat((base_centers(self.grid, self.edge), centers)), self.edge)
         if augment_crops:
-            mirror = self._mirror(index)
+            mirror = self.may_mirror(index)
             cut = torch.stack([augment_crop(crop, draw_crop_augmentation(random, mirror=mirror)) for crop in cut])
         return {"crops": cut, "overlap": overlap_labels(centers, self.grid, self.edge), "base_mask": mask}
-
-    def _mirror(self, index: int) -> bool:
-        return bool(self.data[index].get("flip_safe", False))
-
-    def _block(self, random: np.random.Generator, index: int, augment: bool) -> tuple[Tensor, Tensor]:
-        """A block (C, *block_size) and which of its bases show body: the best of some draws."""
-        best: tuple[float, Tensor, Tensor, BlockAugmentation] | None = None
-        for _ in range(_ATTEMPTS):
-            augmentation = self._block_augmentation(random, index) if augment else BlockAugmentation()
-            piece = orient_block(self._piece(random, index, augmentation), augmentation)
-            shares = body_shares(piece, self.grid)
-            least = float(shares.min())
-            if best is None or least > best[0]:
-                best = (least, piece, shares >= MIN_BODY_SHARE, augmentation)
-            if least >= MIN_BODY_SHARE:
-                break
-        if best is None:
-            raise RuntimeError("no block was drawn")
-        _, piece, mask, augmentation = best
-        return render_block(piece, self.block_size, augmentation), mask
-
-    def _block_augmentation(self, random: np.random.Generator, index: int) -> BlockAugmentation:
-        modality = self.data[index].get("modality", "OTHER")
-        return draw_block_augmentation(random, modality=modality, mirror=self._mirror(index))
-
-    def _piece(self, random: np.random.Generator, index: int, augmentation: BlockAugmentation) -> Tensor:
-        size = source_size(self.block_size, augmentation)
-        volume = self._indices[index]
-        start = []
-        for length, extent in zip(size, self.cache.shape(volume), strict=True):
-            # A volume smaller than the block lies anywhere in it; the rest is padding.
-            low, high = min(0, extent - length), max(0, extent - length)
-            start.append(int(random.integers(low, high + 1)))
-        return torch.from_numpy(self.cache.read_window(volume, start, size))

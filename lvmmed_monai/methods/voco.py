@@ -19,9 +19,10 @@ from lvmmed_monai.data.datalist import load_pool
 from lvmmed_monai.data.volume_cache import VolumeCache
 from lvmmed_monai.errors import DataError, UserError
 from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss, overlap_similarity
-from lvmmed_monai.methods._voco_data import VolumeCropDataset, VolumePreparation
+from lvmmed_monai.methods._voco_data import VolumeCropDataset
 from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, position_scores
 from lvmmed_monai.methods._voco_network import VoCoNetwork
+from lvmmed_monai.methods._volumes import VolumePreparation
 from lvmmed_monai.networks import Encoder, build_encoder
 
 __all__ = ["VoCo"]

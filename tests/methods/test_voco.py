@@ -17,9 +17,9 @@ from lvmmed_monai.data.datalist import write_datalist
 from lvmmed_monai.errors import DataError, UserError
 from lvmmed_monai.losses.volume_contrast import overlap_similarity
 from lvmmed_monai.methods import build_method
-from lvmmed_monai.methods._voco_data import VolumePreparation
 from lvmmed_monai.methods._voco_monitors import position_scores
 from lvmmed_monai.methods._voco_network import Projector, standardise
+from lvmmed_monai.methods._volumes import VolumePreparation
 from lvmmed_monai.methods.voco import VoCo
 
 SMALL: dict[str, Any] = {
@@ -219,17 +219,17 @@ class TestDataset:
     def test_volumes_that_are_not_flip_safe_are_never_mirrored(
         self, make_datalist: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from lvmmed_monai.methods import _voco_data
+        from lvmmed_monai.methods import _voco_data, _volumes
 
         asked: list[bool] = []
-        for name in ("draw_block_augmentation", "draw_crop_augmentation"):
-            original = getattr(_voco_data, name)
+        for module, name in ((_volumes, "draw_block_augmentation"), (_voco_data, "draw_crop_augmentation")):
+            original = getattr(module, name)
 
             def spy(*args: Any, mirror: bool, original: Any = original, **options: Any) -> Any:
                 asked.append(mirror)
                 return original(*args, mirror=mirror, **options)
 
-            monkeypatch.setattr(_voco_data, name, spy)
+            monkeypatch.setattr(module, name, spy)
         pool = [make_datalist([body(0)], name="safe"), make_datalist([body(1)], name="sided", flip_safe=False)]
         dataset = VoCo(**SMALL).dataset(pool, "training", tmp_path / "cache", 0)
         dataset[(0, 0)]
