@@ -18,6 +18,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from lvmmed_monai.errors import UserError
@@ -27,6 +29,7 @@ __all__ = [
     "Mode",
     "VoCoLoss",
     "base_regulariser",
+    "joint_labels",
     "mask_overlap",
     "overlap_similarity",
     "position_loss",
@@ -102,10 +105,23 @@ def _code_form(target: Tensor, similarity: Tensor, valid: Tensor, squared: bool)
     return positive + (outside * penalty).sum((-1, -2)) / (outside.sum((-1, -2)) + _EPS)
 
 
+def _position_losses(target: Tensor, similarity: Tensor, mode: Mode, valid: Tensor, floor: float = 0.0) -> Tensor:
+    """(B,) of (B, S, n); sums run over all crops of a volume together, as in the published codes."""
+    target = target.detach().to(similarity.dtype)
+    if mode == "paper":
+        return _paper_form(target, similarity, valid, floor)
+    return _code_form(target, similarity, valid, squared=mode == "v1")
+
+
+def _mean_over(per_volume: Tensor, counts: Tensor) -> Tensor:
+    """Mean of (B,) over the volumes that count (B,), bool; 0 when none does."""
+    return (per_volume * counts).sum() / counts.sum().clamp_min(1)
+
+
 def position_loss(
     target: Tensor, similarity: Tensor, mode: Mode = "v2", *, valid: Tensor | None = None, floor: float = 0.0
 ) -> Tensor:
-    """How far similarities are from the labels, one number a volume.
+    """How far similarities are from the labels: the mean over volumes.
 
     Sums run over all crops of a volume together, as in the published codes. ``fixed`` equals ``v2`` here.
 
@@ -113,12 +129,12 @@ def position_loss(
         target: (B, S, n), 0 to 1; no gradient is taken through it.
         similarity: (B, S, n), 0 to 1.
         mode: ``paper``, ``v1``, ``v2`` or ``fixed``.
-        valid: (B, S, n), bool: the entries that count; all of them when None.
+        valid: (B, S, n), bool: the entries that count; all of them when None. Volumes without any are left out.
         floor: ``paper`` only: the least value its logarithm may see. With 0, the printed equation, a
             similarity of 1 beside a label of 0 costs infinity.
 
     Returns:
-        (B,); 0 for a volume without a valid entry.
+        A scalar; 0 without a valid entry.
 
     Raises:
         UserError: unknown mode, or shapes that differ.
@@ -130,13 +146,9 @@ def position_loss(
             "position_loss; pass one label for each crop and base"
         )
     with torch.autocast(similarity.device.type, enabled=False):
-        similarity = _full(similarity)
-        target = target.detach().to(similarity.dtype)
-        if valid is None:
-            valid = torch.ones_like(target, dtype=torch.bool)
-        if mode == "paper":
-            return _paper_form(target, similarity, valid, floor)
-        return _code_form(target, similarity, valid, squared=mode == "v1")
+        valid = torch.ones_like(target, dtype=torch.bool) if valid is None else valid
+        losses = _position_losses(target, _full(similarity), mode, valid, floor)
+        return _mean_over(losses, valid.flatten(1).any(1))
 
 
 def base_regulariser(bases: Tensor, mode: Mode = "fixed", *, base_mask: Tensor | None = None) -> Tensor:
@@ -145,10 +157,10 @@ def base_regulariser(bases: Tensor, mode: Mode = "fixed", *, base_mask: Tensor |
     Args:
         bases: (B, n, C).
         mode: in ``v1`` and ``v2`` a pair's gradient reaches only its first base, as published.
-        base_mask: (B, n), bool: the bases that count.
+        base_mask: (B, n), bool: the bases that count. Volumes with fewer than two are left out.
 
     Returns:
-        (B,); 0 for a volume with fewer than two bases.
+        A scalar, the mean over volumes; 0 without a pair.
     """
     _check_mode(mode)
     with torch.autocast(bases.device.type, enabled=False):
@@ -159,12 +171,8 @@ def base_regulariser(bases: Tensor, mode: Mode = "fixed", *, base_mask: Tensor |
         pairs = torch.ones_like(similarity, dtype=torch.bool).triu(1)
         if base_mask is not None:
             pairs = pairs & base_mask.unsqueeze(1) & base_mask.unsqueeze(2)
-        return (penalty * pairs).sum((-1, -2)) / pairs.sum((-1, -2)).clamp_min(1)
-
-
-def _mean_over(per_volume: Tensor, counts: Tensor) -> Tensor:
-    """Mean of (B,) over the volumes that count (B,), bool; 0 when none does."""
-    return (per_volume * counts).sum() / counts.sum().clamp_min(1)
+        counts = pairs.sum((-1, -2))
+        return _mean_over((penalty * pairs).sum((-1, -2)) / counts.clamp_min(1), counts > 0)
 
 
 def _intra_similarity(
@@ -175,6 +183,14 @@ def _intra_similarity(
         backward = overlap_similarity(crops_teacher.detach(), bases)
         return 0.5 * (forward + backward)
     return overlap_similarity(crops, bases_teacher if base_gradient else bases_teacher.detach())
+
+
+def joint_labels(overlap: Tensor, depth: Tensor) -> Tensor:
+    """Labels over all bases of a grid with layers: (..., n) axial shares and (..., m) shares of layers to (..., n * m).
+
+    The layer is the fast index, as in `lvmmed_monai.transforms.crops_3d.base_centers`.
+    """
+    return (overlap.unsqueeze(-1) * depth.unsqueeze(-2)).flatten(-2)
 
 
 def voco_loss(
@@ -188,10 +204,12 @@ def voco_loss(
     base_gradient: bool = False,
     base_mask: Tensor | None = None,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    gather: bool = False,
 ) -> dict[str, Tensor]:
     """The whole loss of a batch.
 
     The inter term compares each volume with the next one of the batch; with one volume, and in ``v1``, it is 0.
+    All else is computed within a volume, so that a batch divided over processes gives the same gradients.
 
     Args:
         crops: (B, S, C), the student's embeddings of the random crops.
@@ -204,6 +222,8 @@ def voco_loss(
             runs learn faster with it.
         base_mask: (B, n), bool: bases to count; the others show air.
         weights: of the intra, inter and base terms.
+        gather: take the next volume from the batch of all processes, with gradients; all must have equal B. Without
+            it each process compares the volumes of its own part.
 
     Returns:
         Scalars ``loss``, ``intra``, ``inter``, ``base``.
@@ -216,36 +236,34 @@ def voco_loss(
     if base_mask is None:
         base_mask = torch.ones(bases.shape[:2], dtype=torch.bool, device=bases.device)
     with torch.autocast(crops.device.type, enabled=False):
-        embeddings = _full(crops), _full(bases), _full(crops_teacher), _full(bases_teacher)
-        return _terms(*embeddings, _full(overlap), base_mask, mode, base_gradient, weights)
+        crops, bases, crops_teacher, bases_teacher = map(_full, (crops, bases, crops_teacher, bases_teacher))
+        target, valid = mask_overlap(_full(overlap), base_mask)
+        floor = _EPS if mode == "paper" else 0.0
+        similarity = _intra_similarity(crops, bases, crops_teacher, bases_teacher, mode, base_gradient)
+        intra = position_loss(target, similarity, mode, valid=valid, floor=floor)
+        base = base_regulariser(bases, mode, base_mask=base_mask)
+        inter = intra.new_zeros(())
+        if mode != "v1" and (len(crops) > 1 or _processes(gather) > 1):
+            bases, bases_teacher, base_mask = (_next_volume(x, gather) for x in (bases, bases_teacher, base_mask))
+            counted = valid.any(-1, keepdim=True) & base_mask.unsqueeze(1)
+            teacher = overlap_similarity(crops_teacher, bases_teacher).detach()
+            inter = position_loss(teacher, overlap_similarity(crops, bases), mode, valid=counted, floor=floor)
+        total = weights[0] * intra + weights[1] * inter + weights[2] * base
+        return {"loss": total, "intra": intra, "inter": inter, "base": base}
 
 
-def _terms(
-    crops: Tensor,
-    bases: Tensor,
-    crops_teacher: Tensor,
-    bases_teacher: Tensor,
-    overlap: Tensor,
-    base_mask: Tensor,
-    mode: Mode,
-    base_gradient: bool,
-    weights: tuple[float, float, float],
-) -> dict[str, Tensor]:
-    target, valid = mask_overlap(overlap, base_mask)
-    floor = _EPS if mode == "paper" else 0.0
-    similarity = _intra_similarity(crops, bases, crops_teacher, bases_teacher, mode, base_gradient)
-    intra = position_loss(target, similarity, mode, valid=valid, floor=floor)
-    intra_mean = _mean_over(intra, valid.flatten(1).any(1))
-    base_mean = _mean_over(base_regulariser(bases, mode, base_mask=base_mask), base_mask.sum(1) > 1)
-    inter_mean = intra_mean.new_zeros(())
-    if len(crops) > 1 and mode != "v1":
-        neighbour = valid.any(-1, keepdim=True) & base_mask.roll(-1, 0).unsqueeze(1)
-        teacher = overlap_similarity(crops_teacher, bases_teacher.roll(-1, 0)).detach()
-        student = overlap_similarity(crops, bases.roll(-1, 0))
-        inter = position_loss(teacher, student, mode, valid=neighbour, floor=floor)
-        inter_mean = _mean_over(inter, neighbour.flatten(1).any(1))
-    total = weights[0] * intra_mean + weights[1] * inter_mean + weights[2] * base_mean
-    return {"loss": total, "intra": intra_mean, "inter": inter_mean, "base": base_mean}
+def _processes(gather: bool) -> int:
+    return dist.get_world_size() if gather and dist.is_available() and dist.is_initialized() else 1
+
+
+def _next_volume(tensor: Tensor, gather: bool) -> Tensor:
+    """Row i + 1 in place of row i of (B, ...), the first after the last; over all processes with ``gather``."""
+    if _processes(gather) == 1:
+        return tensor.roll(-1, 0)
+    # Collectives take no bool.
+    everywhere = torch.cat(all_gather(tensor.contiguous() if tensor.is_floating_point() else tensor.to(torch.uint8)))
+    following = torch.arange(1, len(tensor) + 1, device=tensor.device) + dist.get_rank() * len(tensor)
+    return everywhere[following % len(everywhere)].to(tensor.dtype)
 
 
 def _check_shapes(crops: Tensor, bases: Tensor, overlap: Tensor) -> None:
@@ -258,7 +276,11 @@ def _check_shapes(crops: Tensor, bases: Tensor, overlap: Tensor) -> None:
 
 
 class VoCoLoss(nn.Module):
-    """`voco_loss` with its settings kept; see there for the arguments."""
+    """`voco_loss` with its settings kept; see there for the arguments.
+
+    Args:
+        depth_aware: bases lie in layers along z, and `forward` takes each crop's share in each layer.
+    """
 
     def __init__(
         self,
@@ -266,12 +288,16 @@ class VoCoLoss(nn.Module):
         *,
         base_gradient: bool = False,
         weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        depth_aware: bool = False,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         _check_mode(mode, base_gradient)
         self.mode = mode
         self.base_gradient = base_gradient
         self.weights = weights
+        self.depth_aware = depth_aware
+        self.gather = gather
 
     def forward(
         self,
@@ -281,16 +307,33 @@ class VoCoLoss(nn.Module):
         bases_teacher: Tensor,
         overlap: Tensor,
         base_mask: Tensor | None = None,
+        *,
+        depth: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Scalars ``loss``, ``intra``, ``inter``, ``base`` of a batch."""
+        """Scalars ``loss``, ``intra``, ``inter``, ``base`` of a batch.
+
+        Args:
+            crops, bases, crops_teacher, bases_teacher, base_mask: as `voco_loss`; of n * m bases with m layers.
+            overlap: (B, S, n), each crop's share in each axial place.
+            depth: (B, S, m), each crop's share in each layer, rows summing to 1; needed if ``depth_aware``.
+
+        Raises:
+            UserError: as `voco_loss`, or ``depth`` is missing or not expected.
+        """
+        if (depth is not None) != self.depth_aware:
+            need = "needs the shares of layers (depth)" if self.depth_aware else "takes no depth"
+            raise UserError(
+                f"the loss with depth_aware={self.depth_aware} {need}; volume contrast loss; change one of them"
+            )
         return voco_loss(
             crops,
             bases,
             crops_teacher,
             bases_teacher,
-            overlap,
+            overlap if depth is None else joint_labels(overlap, depth),
             mode=self.mode,
             base_gradient=self.base_gradient,
             base_mask=base_mask,
             weights=self.weights,
+            gather=self.gather,
         )

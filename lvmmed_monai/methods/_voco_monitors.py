@@ -41,8 +41,7 @@ def position_scores(overlap: Tensor, similarity: Tensor, base_mask: Tensor) -> d
         ``loss``, ``correlation`` (0 where it is undefined), ``argmax_accuracy`` (ties of labels count as right).
     """
     target, valid = mask_overlap(overlap, base_mask)
-    volumes = valid.flatten(1).any(1)
-    loss = position_loss(target, similarity, "v2", valid=valid)[volumes].mean()
+    loss = position_loss(target, similarity, "v2", valid=valid)
     x, y = target[valid].double(), similarity[valid].double()
     spread = x.std() * y.std()
     correlation = ((x - x.mean()) * (y - y.mean())).sum() / (len(x) - 1) / spread if spread > 0 else 0.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import socket
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.losses.volume_contrast import (
@@ -58,16 +60,16 @@ POSITION = {
 
 class TestPositionLoss:
     @pytest.mark.parametrize("name", POSITION)
-    def test_known_answers(self, name: str) -> None:
+    def test_point_04_known_answers(self, name: str) -> None:
         label, logits, *expected = POSITION[name]
         target, similarity = (torch.tensor([[row]], dtype=torch.float64) for row in (label, logits))
         for mode, value in zip(("v2", "v1", "paper"), expected, strict=True):
             found = position_loss(target, similarity, mode)
-            assert found.shape == (1,)
+            assert found.shape == ()
             assert float(found) == value if math.isinf(value) else near(found, value), mode
         assert torch.equal(position_loss(target, similarity, "fixed"), position_loss(target, similarity, "v2"))
 
-    def test_positive_and_negative_parts_of_the_codes(self) -> None:
+    def test_point_04_positive_and_negative_parts_of_the_codes(self) -> None:
         # "mixed": the two parts apart, by leaving out the other part's entries.
         target = torch.tensor([[HALVES]], dtype=torch.float64)
         similarity = torch.tensor([[[0.6, 0.3, 0.1, 0, 0.2, 0, 0, 0, 0]]], dtype=torch.float64)
@@ -75,7 +77,7 @@ class TestPositionLoss:
         assert near(position_loss(target, similarity, "v2", valid=target == 0), 0.04692809)
         assert near(position_loss(target, similarity, "v1", valid=target == 0), 0.00714286)
 
-    def test_inter_labels(self) -> None:
+    def test_point_04_inter_labels(self) -> None:
         target = torch.tensor([[[0.3, 0, 0.6]]], dtype=torch.float64)
         assert near(position_loss(target, target), -2e-6)
         swapped = target.flip(-1)
@@ -87,8 +89,8 @@ class TestPositionLoss:
         x = torch.arange(32, 160)
         centers = torch.cartesian_prod(x, x)
         target = overlap_labels(centers).unsqueeze(1)
-        zero = position_loss(target, torch.zeros_like(target)).mean()
-        constant = position_loss(target, torch.full_like(target, 0.185)).mean()
+        zero = position_loss(target, torch.zeros_like(target))
+        constant = position_loss(target, torch.full_like(target, 0.185))
         assert float(zero) == pytest.approx(0.71288, abs=2e-4)
         assert float(constant) == pytest.approx(0.58316, abs=2e-4)
 
@@ -125,18 +127,18 @@ class TestBaseRegulariser:
             ([[1.0, 0], [-1, 0]], 0.0, 1.0),
         ],
     )
-    def test_known_answers(self, bases: list[list[float]], code: float, paper: float) -> None:
+    def test_point_04_known_answers(self, bases: list[list[float]], code: float, paper: float) -> None:
         q = torch.tensor([bases], dtype=torch.float64)
         for mode in ("v1", "v2", "fixed"):
             assert near(base_regulariser(q, mode), code)
         assert near(base_regulariser(q, "paper"), paper)
 
-    def test_published_gradient_leaves_the_last_base_out_and_ours_does_not(self) -> None:
+    def test_point_06_published_gradient_leaves_the_last_base_out_and_ours_does_not(self) -> None:
         q = torch.tensor([[[1.0, 0], [0.5, 0.8660254], [-0.5, 0.8660254]]], dtype=torch.float64, requires_grad=True)
-        (one_sided,) = torch.autograd.grad(base_regulariser(q, "v2").sum(), q)
+        (one_sided,) = torch.autograd.grad(base_regulariser(q, "v2"), q)
         rows = one_sided[0].norm(dim=1).tolist()
         assert [round(row, 6) for row in rows] == [0.288675, 0.288675, 0.0]
-        (both,) = torch.autograd.grad(base_regulariser(q, "fixed").sum(), q)
+        (both,) = torch.autograd.grad(base_regulariser(q, "fixed"), q)
         # The middle base is pushed from both sides alike here; the last one now moves as the first does.
         assert [round(row, 6) for row in both[0].norm(dim=1).tolist()] == [0.288675, 0.0, 0.288675]
 
@@ -147,7 +149,7 @@ class TestBaseRegulariser:
 
 
 class TestWholeLoss:
-    def test_known_batch(self) -> None:
+    def test_point_04_known_batch(self) -> None:
         expected = {"loss": 4.14338058, "intra": 4.01315847, "inter": 0.01040632, "base": 0.11981579}
         for mode in ("v2", "fixed"):
             terms = voco_loss(*known_batch(), mode=mode)
@@ -155,20 +157,20 @@ class TestWholeLoss:
             for name, value in expected.items():
                 assert near(terms[name], value), (mode, name)
 
-    def test_known_batch_volume_by_volume(self) -> None:
+    @pytest.mark.parametrize(
+        ("volume", "expected"), [(0, (0.67044160, 0.01766687, 0.09725828)), (1, (7.35587534, 0.00314576, 0.14237330))]
+    )
+    def test_point_04_known_batch_volume_by_volume(self, volume: int, expected: tuple[float, float, float]) -> None:
         crops, bases, crops_teacher, bases_teacher, overlap = known_batch()
-        intra = position_loss(overlap, overlap_similarity(crops, bases_teacher))
-        other = bases.roll(-1, 0), bases_teacher.roll(-1, 0)
-        inter = position_loss(overlap_similarity(crops_teacher, other[1]), overlap_similarity(crops, other[0]))
-        base = base_regulariser(bases)
-        for found, expected in (
-            (intra, (0.67044160, 7.35587534)),
-            (inter, (0.01766687, 0.00314576)),
-            (base, (0.09725828, 0.14237330)),
-        ):
-            assert all(near(value, wanted) for value, wanted in zip(found, expected, strict=True))
+        one, other = slice(volume, volume + 1), slice(1 - volume, 2 - volume)
+        intra = position_loss(overlap[one], overlap_similarity(crops[one], bases_teacher[one]))
+        taught = overlap_similarity(crops_teacher[one], bases_teacher[other])
+        inter = position_loss(taught, overlap_similarity(crops[one], bases[other]))
+        assert near(intra, expected[0])
+        assert near(inter, expected[1])
+        assert near(base_regulariser(bases[one]), expected[2])
 
-    def test_known_batch_v1(self) -> None:
+    def test_point_04_known_batch_v1(self) -> None:
         terms = voco_loss(*known_batch(), mode="v1")
         assert near(terms["loss"], 4.01798917)
         assert near(terms["intra"], 3.85491843 + 0.04325494)
@@ -176,7 +178,7 @@ class TestWholeLoss:
         assert float(terms["inter"]) == 0
 
     @pytest.mark.parametrize("mode", MODES)
-    def test_equals_a_loop_with_its_gradients(self, mode: str) -> None:
+    def test_point_05_equals_a_loop_with_its_gradients(self, mode: str) -> None:
         generator = torch.Generator().manual_seed(3)
         shapes = [(3, 4, 5), (3, 9, 5), (3, 4, 5), (3, 9, 5)]
         tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -215,7 +217,7 @@ class TestWholeLoss:
         assert crops_teacher.grad is None
         assert bases_teacher.grad is not None
 
-    def test_one_volume_has_no_inter_term(self) -> None:
+    def test_point_22_one_volume_has_no_inter_term(self) -> None:
         parts = [tensor[:1] for tensor in known_batch()]
         terms = voco_loss(*parts)
         assert float(terms["inter"]) == 0
@@ -234,6 +236,62 @@ class TestWholeLoss:
             voco_loss(crops, bases, crops_teacher, bases_teacher, overlap, mode="v1", base_gradient=True)
         with pytest.raises(UserError, match="unknown form"):
             VoCoLoss("best")  # type: ignore[arg-type]
+
+
+class TestDepth:
+    def test_labels_are_products_and_the_loss_takes_them_over_all_layers(self) -> None:
+        generator = torch.Generator().manual_seed(2)
+        crops, bases = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 8, 5, generator=generator)
+        overlap = torch.tensor([[[0.25, 0.25, 0.5, 0.0]] * 3] * 2)
+        depth = torch.tensor([[[0.75, 0.25], [1.0, 0.0], [0.5, 0.5]]] * 2)
+        found = VoCoLoss(depth_aware=True)(crops, bases, crops, bases, overlap, depth=depth)
+        labels = torch.zeros(2, 3, 8)
+        for b in range(2):
+            for s in range(3):
+                for place in range(4):
+                    for layer in range(2):
+                        labels[b, s, place * 2 + layer] = overlap[b, s, place] * depth[b, s, layer]
+        expected = voco_loss(crops, bases, crops, bases, labels)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value)
+
+    def test_depth_is_asked_for_or_refused(self) -> None:
+        batch = known_batch()
+        with pytest.raises(UserError, match="needs the shares of layers"):
+            VoCoLoss(depth_aware=True)(*batch)
+        with pytest.raises(UserError, match="takes no depth"):
+            VoCoLoss()(*batch, depth=torch.ones(2, 2, 1))
+
+
+def _gathered_terms(parts: tuple[Tensor, ...]) -> list[Tensor]:
+    """Loss of a batch with its inter term from all processes, and the gradients of its student's embeddings."""
+    crops, bases, crops_teacher, bases_teacher, overlap = parts
+    crops, bases = crops.clone().requires_grad_(), bases.clone().requires_grad_()
+    terms = VoCoLoss(gather=True)(crops, bases, crops_teacher, bases_teacher, overlap)
+    terms["loss"].backward()
+    return [terms["loss"].detach(), terms["inter"].detach(), crops.grad, bases.grad]
+
+
+def _one_volume(rank: int, port: int, folder: str) -> None:
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(_gathered_terms(tuple(part[rank : rank + 1] for part in known_batch())), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_point_22_neighbours_across_processes(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    multiprocessing.spawn(_one_volume, (port, str(tmp_path)), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    together = _gathered_terms(known_batch())
+    assert near(together[1], 0.01040632)
+    for number, expected in enumerate(together):
+        # The mean over processes is what data-parallel training takes of losses and gradients.
+        parts = [part[number] for part in found]
+        mean = sum(parts) / 2 if number < 2 else torch.cat(parts) / 2
+        torch.testing.assert_close(mean, expected)
 
 
 class TestMasks:
@@ -275,7 +333,7 @@ class TestMasks:
 
 class TestNumerics:
     @pytest.mark.parametrize("mode", MODES)
-    def test_zero_and_equal_embeddings_stay_finite(self, mode: str) -> None:
+    def test_point_07_zero_and_equal_embeddings_stay_finite(self, mode: str) -> None:
         overlap = overlap_labels(torch.tensor([[[96, 96], [64, 64]]] * 2))
         for crop, base in ((0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
             crops = torch.full((2, 2, 4), crop).requires_grad_()
@@ -287,7 +345,7 @@ class TestNumerics:
             assert torch.isfinite(bases.grad).all()
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_half_precision_is_computed_in_single(self, dtype: torch.dtype) -> None:
+    def test_point_07_half_precision_is_computed_in_single(self, dtype: torch.dtype) -> None:
         *tensors, overlap = known_batch()
         halves = [tensor.to(dtype) for tensor in tensors]
         with torch.autocast("cpu", dtype=torch.bfloat16):
