@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lvmmed_monai.errors import UserError
 from lvmmed_monai.networks import Encoder
 
 __all__ = ["Projector", "VoCoNetwork", "standardise"]
 
 _EPS = 1e-5
+# The root's slope is infinite at 0; the constant is far below the spread of any channel that says something.
+_POOLING: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda flat: flat.mean(-1),
+    "std": lambda flat: (flat.var(-1, correction=0) + 1e-6).sqrt(),
+}
 
 
 def standardise(features: Tensor, counted: Tensor) -> Tensor:
@@ -35,6 +42,12 @@ def standardise(features: Tensor, counted: Tensor) -> Tensor:
         centred = features - (features * weight).sum(1, keepdim=True)
         variance = (centred.square() * weight).sum(1, keepdim=True)
         return centred * torch.rsqrt(variance + _EPS)
+
+
+def _checked_pooling(pooling: Sequence[str]) -> tuple[str, ...]:
+    if not pooling or len(set(pooling)) != len(pooling) or not set(pooling) <= set(_POOLING):
+        raise UserError(f"pooling must be of {', '.join(_POOLING)}, got {list(pooling)}; VoCo; correct it")
+    return tuple(pooling)
 
 
 class Projector(nn.Module):
@@ -69,25 +82,40 @@ class VoCoNetwork(nn.Module):
         dropout: rate for the student, on standardised features. On raw ones it would drown the little that
             tells the crops of a volume apart.
         base_gradient: let gradients pass through the teacher's projector to the encoder.
+        pooling: what is taken of each channel of a map, of ``mean`` (published) and ``std`` (its spread over space,
+            which the mean of a crop's texture does not tell).
     """
 
     def __init__(
-        self, encoder: Encoder, *, hidden: int, out_features: int, dropout: float, base_gradient: bool
+        self,
+        encoder: Encoder,
+        *,
+        hidden: int,
+        out_features: int,
+        dropout: float,
+        base_gradient: bool,
+        pooling: Sequence[str] = ("mean", "std"),
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooled_maps: tuple[int, ...] = getattr(encoder, "pooled_maps", tuple(range(len(encoder.channels))))
-        width = sum(encoder.channels[index] for index in self.pooled_maps)
+        self.pooling = _checked_pooling(pooling)
+        width = sum(encoder.channels[index] for index in self.pooled_maps) * len(self.pooling)
         self.dropout = nn.Dropout(dropout)
         self.projector = Projector(width, hidden, out_features)
         self.teacher = copy.deepcopy(self.projector).requires_grad_(False)
         self.base_gradient = base_gradient
 
-    def features(self, crops: Tensor, counted: Tensor) -> Tensor:
-        """Feature maps of (B, K, C, X, Y, Z), averaged over space, side by side, standardised: (B, K, F)."""
+    def pooled(self, crops: Tensor) -> Tensor:
+        """Statistics over space of the feature maps of (B, K, C, X, Y, Z), side by side: (B, K, F)."""
         maps = self.encoder(crops.flatten(0, 1))
-        pooled = torch.cat([maps[index].float().flatten(2).mean(-1) for index in self.pooled_maps], 1)
-        return standardise(pooled.unflatten(0, crops.shape[:2]), counted)
+        flat = [maps[index].float().flatten(2) for index in self.pooled_maps]
+        pooled = [_POOLING[name](channels) for channels in flat for name in self.pooling]
+        return torch.cat(pooled, 1).unflatten(0, crops.shape[:2])
+
+    def features(self, crops: Tensor, counted: Tensor) -> Tensor:
+        """`pooled` features, standardised: (B, K, F)."""
+        return standardise(self.pooled(crops), counted)
 
     def forward(self, crops: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of student and teacher.

@@ -50,6 +50,8 @@ class VoCo:
         momentum: of the teacher.
         dropout: of the student's standardised features.
         projector: widths of the projector's hidden layers and of the embedding; (1024, 1024) as published.
+        pooling: what is taken of each channel over space: ``mean`` as published, ``std``, or both.
+        gather: compare with volumes of all processes in the inter term, not of each process's own part alone.
         monitor_blocks: blocks that `monitors` looks at, 8 random crops each.
 
     Raises:
@@ -74,6 +76,8 @@ class VoCo:
         momentum: float = 0.9,
         dropout: float = 0.1,
         projector: Sequence[int] = (256, 128),
+        pooling: Sequence[str] = ("mean", "std"),
+        gather: bool = False,
         monitor_blocks: int = 32,
     ) -> None:
         self.grid = _pair(grid)
@@ -86,7 +90,8 @@ class VoCo:
         self.monitor_blocks = monitor_blocks
         _check_sizes(crop_size, crops_per_volume, momentum, monitor_blocks)
         self.preparation = VolumePreparation(_spacing(spacing_mm), in_channels, _window(ct_window))
-        self.loss = VoCoLoss(loss_mode, base_gradient=self.base_gradient)
+        self.pooling = list(pooling)
+        self.loss = VoCoLoss(loss_mode, base_gradient=self.base_gradient, gather=gather)
         if len(projector) != 2 or min(projector) < 1:
             raise UserError(f"projector must be two widths, got {projector!r}; VoCo; correct it")
         encoder = build_encoder(encoder_name, in_channels, **(encoder_options or {}))
@@ -94,7 +99,12 @@ class VoCo:
             raise UserError(f"encoder {encoder_name!r} is not 3D; VoCo; choose a 3D encoder such as segresnet_tiny")
         hidden, out_features = projector
         self._network = VoCoNetwork(
-            encoder, hidden=hidden, out_features=out_features, dropout=dropout, base_gradient=self.base_gradient
+            encoder,
+            hidden=hidden,
+            out_features=out_features,
+            dropout=dropout,
+            base_gradient=self.base_gradient,
+            pooling=pooling,
         )
         self._histogram: WeakKeyDictionary[VolumeCropDataset, dict[str, float]] = WeakKeyDictionary()
 

@@ -265,8 +265,20 @@ class TestNetwork:
         network.eval()
         assert torch.equal(network(crops, counted)[0], network(crops, counted)[0])
 
-    def test_works_on_a_swin_encoder(self) -> None:
-        method = VoCo(encoder_name="swinunetr_tiny", crop_size=16, projector=(16, 8))
+    def test_pools_mean_and_spread_of_each_map(self) -> None:
+        network = VoCo(**SMALL).network()
+        crops = torch.rand(2, 3, 1, 8, 8, 8)
+        found = network.pooled(crops)
+        for b in range(2):
+            for k in range(3):
+                maps = [one[0].double().flatten(1).detach().numpy() for one in network.encoder(crops[b, k][None])]
+                expected = np.concatenate([part for flat in maps for part in (flat.mean(1), flat.std(1))])
+                np.testing.assert_allclose(found[b, k].detach().numpy(), expected, atol=1e-3)
+        with pytest.raises(UserError, match="pooling must be of mean, std"):
+            VoCo(**SMALL, pooling=["max"])
+
+    def test_point_08_pooled_width_of_a_swin_encoder(self) -> None:
+        method = VoCo(encoder_name="swinunetr_tiny", crop_size=16, projector=(16, 8), pooling=["mean"])
         student, teacher = method.network()(torch.rand(1, 4, 1, 16, 16, 16), torch.ones(1, 4, dtype=torch.bool))
         assert student.shape == teacher.shape == (1, 4, 8)
         assert method.network().projector.layers[0].in_features == sum(method.encoder().channels)
