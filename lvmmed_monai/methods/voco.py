@@ -41,7 +41,7 @@ class VoCo:
         encoder_options: of the encoder.
         grid: base crops along x and y, a number or a pair.
         crop_size: edge of a crop in voxels, even. A block has grid * crop_size voxels along x and y, crop_size along z.
-        crops_per_volume: random crops of a volume and step.
+        crops_per_volume: random crops of a volume and step; 2 as published.
         spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
         ct_window: HU that become 0 and 1, or None for the package's window.
         loss_mode: ``fixed``, ``v2``, ``v1`` or ``paper``.
@@ -68,7 +68,7 @@ class VoCo:
         encoder_options: Mapping[str, Any] | None = None,
         grid: int | Sequence[int] = 3,
         crop_size: int = 24,
-        crops_per_volume: int = 4,
+        crops_per_volume: int = 16,
         spacing_mm: float | Sequence[float] = 2.0,
         ct_window: Sequence[float] | None = None,
         loss_mode: Mode = "fixed",
