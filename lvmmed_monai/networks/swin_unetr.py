@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.networks.blocks import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrUpBlock
+from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
 from lvmmed_monai.errors import UserError
+from lvmmed_monai.networks._matching import LoadReport, match
+from lvmmed_monai.networks.patch_merging import order_of_weights, set_patch_merging
 from lvmmed_monai.networks.registry import build_encoder
-from lvmmed_monai.networks.swin import SwinUNETREncoder
+from lvmmed_monai.networks.swin import SwinUNETREncoder, monai_name
 from lvmmed_monai.networks.unet import pad_to_multiple
+from lvmmed_monai.networks.weights import LEAST_SHARE, read_encoder_file
 
-__all__ = ["SwinUNETRNet"]
+__all__ = ["SwinUNETRNet", "load_swinunetr"]
+
+logger = logging.getLogger(__name__)
+
+_DECODER = ("decoder", "out.")
 
 
 class SwinUNETRNet(nn.Module):
@@ -80,6 +90,9 @@ class SwinUNETRNet(nn.Module):
     def monai_state_dict(self) -> dict[str, Tensor]:
         """The weights under the names of ``monai.networks.nets.SwinUNETR(use_v2=True)``: 167 tensors.
 
+        They say nothing of the order of patch merging: where ``encoder.options`` has another one than the MONAI
+        installed, call `lvmmed_monai.networks.patch_merging.set_patch_merging` on MONAI's network.
+
         Raises:
             UserError: the encoder has three stages, which MONAI's network cannot have.
         """
@@ -88,7 +101,7 @@ class SwinUNETRNet(nn.Module):
                 f"MONAI's SwinUNETR has four stages, {self.encoder.name} has three; monai_state_dict; "
                 "use swinunetr_b, swinunetr_l or swinunetr_h for weights that MONAI's class is to read"
             )
-        return {key.removeprefix("encoder."): value for key, value in self.state_dict().items()}
+        return {monai_name(key): value for key, value in self.state_dict().items()}
 
 
 def _up_block(in_channels: int, out_channels: int) -> UnetrUpBlock:
@@ -101,3 +114,42 @@ def _up_block(in_channels: int, out_channels: int) -> UnetrUpBlock:
         norm_name="instance",
         res_block=True,
     )
+
+
+def load_swinunetr(path: str | os.PathLike[str], into: SwinUNETRNet | SwinUNETR) -> LoadReport:
+    """Load an encoder or a whole SwinUNETR into a whole SwinUNETR, and let it merge patches as the weights demand.
+
+    Of four stages, an encoder file fills 145 of the 167 tensors; a file of a whole network all of them, or 165 when
+    its number of classes is another. The order of patch merging is chosen as for `load_encoder`; MONAI's network
+    gets merging modules of this package, so that its features do not depend on the version of MONAI. Its state dict
+    does not record the order: call `set_patch_merging` again wherever that network is built anew.
+
+    Args:
+        path: an encoder file or another checkpoint, as for `load_encoder`.
+        into: our network or MONAI's ``SwinUNETR(use_v2=True)``.
+
+    Returns:
+        what fitted, under MONAI's names of the tensors.
+
+    Raises:
+        UserError: the file is missing or unreadable, or fewer than 95 % of the encoder's tensors fit; ``into`` is
+            then untouched.
+    """
+    content = read_encoder_file(path)
+    own_names = {monai_name(key): key for key in into.state_dict()}
+    target = {name: into.state_dict()[key] for name, key in own_names.items()}
+    in_channels = target["swinViT.patch_embed.proj.weight"].shape[1]
+    chosen, report = match(content["state_dict"], target, in_channels=in_channels, present_name=monai_name)
+    encoder = [name for name in target if not name.startswith(_DECODER)]
+    if sum(name in chosen for name in encoder) < LEAST_SHARE * len(encoder):
+        raise UserError(
+            f"the weights are not of this SwinUNETR: {report}; {path}; "
+            "build the network with the feature size and the stages of the file and with use_v2, or give another file"
+        )
+    if isinstance(into, SwinUNETRNet):
+        into.encoder.adopt(content)
+    else:
+        set_patch_merging(into, order_of_weights(content))
+    into.load_state_dict({own_names[name]: value for name, value in chosen.items()}, strict=False)
+    logger.info("SwinUNETR: %s", report)
+    return report
