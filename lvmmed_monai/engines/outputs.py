@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from lvmmed_monai.data import load_pool, summarise
 from lvmmed_monai.files import atomic_path
@@ -45,6 +46,8 @@ def provenance(method: str, datalists: Sequence[PathLike], steps: int, seed: int
 
 def write_feature_model(path: PathLike, encoder: Encoder) -> None:
     """Write the bare state dict of the `FeatureExtractor` of ``encoder``, atomically."""
-    state = {f"encoder.{key}": tensor.detach().cpu() for key, tensor in encoder.state_dict().items()}
+    # A module's state dict, not a plain dictionary: its metadata says what the shapes of its tensors do not.
+    state = nn.ModuleDict({"encoder": encoder}).state_dict()
+    state.update({key: tensor.cpu() for key, tensor in state.items()})
     with atomic_path(path) as temporary:
         torch.save(state, temporary)

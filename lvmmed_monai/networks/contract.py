@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Encoder", "contract_problems"]
+__all__ = ["STATED", "Encoder", "contract_problems"]
+
+# Key of an encoder's name and options in the metadata of a state dict.
+STATED = "lvmmed_encoder"
 
 
 class Encoder(nn.Module):
@@ -31,6 +34,7 @@ class Encoder(nn.Module):
         spatial_dims: int,
         channels: Sequence[int],
         strides: Sequence[int],
+        adjustable: Sequence[str] = (),
     ) -> None:
         """State what this encoder is.
 
@@ -42,6 +46,7 @@ class Encoder(nn.Module):
             spatial_dims: 2 or 3.
             channels: channels of each map, fine to coarse.
             strides: input side over map side of each map, fine to coarse, strictly growing.
+            adjustable: those of ``options`` that `adopt` takes over from weights.
         """
         self.name: str = name
         self.options: dict[str, Any] = dict(options)
@@ -49,10 +54,37 @@ class Encoder(nn.Module):
         self.spatial_dims: int = spatial_dims
         self.channels: tuple[int, ...] = tuple(channels)
         self.strides: tuple[int, ...] = tuple(strides)
+        self.adjustable: tuple[str, ...] = tuple(adjustable)
+
+    def adopt(self, origin: Mapping[str, Any]) -> None:
+        """Become what weights were trained with, where the shapes of their tensors do not show it; here nothing.
+
+        Called before weights go in, from an encoder file, another checkpoint, or a state dict of this package.
+
+        Args:
+            origin: ``name`` (None for foreign weights), ``options`` and ``provenance``, as in `read_encoder_file`.
+        """
+
+    def present_name(self, key: str) -> str:
+        """The name that a tensor has in this encoder, from its name in older files; here the same."""
+        return key
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps, fine to coarse."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x) -> list of feature maps")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # Beside the tensors, where torch keeps the versions of modules: bare state dicts, too, say what they are of.
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata") and hasattr(self, "options"):
+            destination._metadata[prefix[:-1]][STATED] = {"name": self.name, "options": dict(self.options)}
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Mapping[str, Any], *others: Any
+    ) -> None:
+        if STATED in local_metadata:
+            self.adopt({**local_metadata[STATED], "provenance": {}})
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
 
 
 def contract_problems(encoder: nn.Module, batch: torch.Tensor) -> list[str]:

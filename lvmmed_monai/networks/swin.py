@@ -1,11 +1,15 @@
 """The encoder half of SwinUNETR v2 (Hatamizadeh, arXiv 2201.01266; He et al., MICCAI 2023), of MONAI's modules.
 
 The names of the weights are those of ``monai.networks.nets.SwinUNETR(use_v2=True)``: ``swinViT.*`` and
-``encoder1``, ``encoder2``, ``encoder3``, ``encoder4``, ``encoder10``. Patches are merged in MONAI's present order.
+``encoder1``, ``encoder2``, ``encoder3``, ``encoder4``, ``encoder10``. The order in which patches are merged is an
+option, for weights mean only the one they were trained with (`lvmmed_monai.networks.patch_merging`).
 """
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,10 +19,16 @@ from torch import Tensor
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.networks.contract import Encoder
+from lvmmed_monai.networks.patch_merging import CURRENT_ORDER, merging_class, order_of_weights, set_patch_merging
 
-__all__ = ["SwinUNETREncoder", "swinunetr_b", "swinunetr_h", "swinunetr_l", "swinunetr_tiny"]
+__all__ = ["SwinUNETREncoder", "monai_name", "swinunetr_b", "swinunetr_h", "swinunetr_l", "swinunetr_tiny"]
+
+logger = logging.getLogger(__name__)
 
 _HEADS = (3, 6, 12, 24)
+# ``swin_vit`` in files of the first SwinUNETR; ``encoder.`` before the encoder's part of a `SwinUNETRNet`.
+_OLD_NAME = re.compile(r"(^|\.)swin_vit\.")
+_ENCODER_PART = re.compile(r"(^|\.)encoder\.(?=swinViT\.|encoder\d)")
 
 
 class SwinUNETREncoder(Encoder):
@@ -34,7 +44,9 @@ class SwinUNETREncoder(Encoder):
         window_size: of the attention, in tokens of the stage. Cost grows with its cube: 4 suits small crops.
         stages: 4, or 3 for crops smaller than 64 voxels.
         use_checkpoint: recompute activations in the backward pass instead of keeping them.
-        options: what `lvmmed_monai.networks.build_encoder` needs to build this encoder again.
+        patch_merging: ``monai_1.5`` for the order of MONAI 1.5 and later, ``monai_1.4`` for that of 1.4 and
+            earlier. None: that of the weights that are loaded, ``monai_1.5`` without any.
+        options: what else `lvmmed_monai.networks.build_encoder` needs to build this encoder again.
 
     Attributes:
         pooled_maps: the maps that VoCo pools for its embedding: all but the 8F map where there is a deeper one.
@@ -49,6 +61,7 @@ class SwinUNETREncoder(Encoder):
         window_size: int = 7,
         stages: int = 4,
         use_checkpoint: bool = False,
+        patch_merging: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -58,6 +71,7 @@ class SwinUNETREncoder(Encoder):
                 f"encoder {name}; correct its options"
             )
         self.stages = stages
+        self._chosen_merging = patch_merging
         self.pooled_maps = (0, 1, 2, 3, 4) if stages == 3 else (0, 1, 2, 3, 5)
         self.swinViT = SwinTransformer(
             in_chans=in_channels,
@@ -67,6 +81,7 @@ class SwinUNETREncoder(Encoder):
             depths=(2,) * stages,
             num_heads=_HEADS[:stages],
             use_checkpoint=use_checkpoint,
+            downsample=merging_class(patch_merging or CURRENT_ORDER),
             use_v2=True,
         )
         self.encoder1 = _residual_block(in_channels, feature_size)
@@ -77,12 +92,35 @@ class SwinUNETREncoder(Encoder):
             self.encoder10 = _residual_block(16 * feature_size, 16 * feature_size)
         self.describe(
             name=name,
-            options=options or {},
+            options={**(options or {}), "patch_merging": patch_merging or CURRENT_ORDER},
+            adjustable=("patch_merging",),
             in_channels=in_channels,
             spatial_dims=3,
             channels=[feature_size * width for width in (1, 1, 2, 4, 8, 16)[: stages + 2]],
             strides=[2**level for level in range(stages + 2)],
         )
+
+    def adopt(self, origin: Mapping[str, Any]) -> None:
+        """Merge patches in the order that the weights were trained in, and say so in ``options``.
+
+        What the weights record holds even against the option ``patch_merging``: any other order gives wrong features.
+        """
+        order = order_of_weights(origin, self._chosen_merging)
+        if self._chosen_merging not in (None, order):
+            logger.warning(
+                "encoder %s: patch_merging is set to %s, but the weights were made with %s, which is taken",
+                self.name,
+                self._chosen_merging,
+                order,
+            )
+        if order != self.options["patch_merging"]:
+            set_patch_merging(self.swinViT, order)
+            self.options["patch_merging"] = order
+            logger.info("encoder %s: patches are merged in the order of its weights, %s", self.name, order)
+
+    def present_name(self, key: str) -> str:
+        """As `monai_name`."""
+        return monai_name(key)
 
     def _hidden_states(self, x: Tensor) -> list[Tensor]:
         # MONAI's own forward always runs four stages.
@@ -117,6 +155,11 @@ class SwinUNETREncoder(Encoder):
         return maps
 
 
+def monai_name(key: str) -> str:
+    """``swinViT.…`` for ``swin_vit.…``; the encoder's part of a `SwinUNETRNet` without ``encoder.``."""
+    return _ENCODER_PART.sub(r"\1", _OLD_NAME.sub(r"\1swinViT.", key))
+
+
 def _residual_block(in_channels: int, out_channels: int) -> UnetrBasicBlock:
     return UnetrBasicBlock(
         spatial_dims=3,
@@ -129,7 +172,9 @@ def _residual_block(in_channels: int, out_channels: int) -> UnetrBasicBlock:
     )
 
 
-def swinunetr_tiny(in_channels: int = 1, *, feature_size: int = 12, window_size: int = 4) -> SwinUNETREncoder:
+def swinunetr_tiny(
+    in_channels: int = 1, *, feature_size: int = 12, window_size: int = 4, patch_merging: str | None = None
+) -> SwinUNETREncoder:
     """Three stages, attention windows of 4: for crops of 16 voxels and more, and for tests on a CPU."""
     return SwinUNETREncoder(
         "swinunetr_tiny",
@@ -137,30 +182,33 @@ def swinunetr_tiny(in_channels: int = 1, *, feature_size: int = 12, window_size:
         feature_size=feature_size,
         window_size=window_size,
         stages=3,
+        patch_merging=patch_merging,
         options={"feature_size": feature_size, "window_size": window_size},
     )
 
 
-def _published(name: str, in_channels: int, feature_size: int, use_checkpoint: bool) -> SwinUNETREncoder:
+def swinunetr_b(
+    in_channels: int = 1, *, use_checkpoint: bool = False, patch_merging: str | None = None
+) -> SwinUNETREncoder:
+    """VoCo's B: feature size 48, 53 M parameters."""
     return SwinUNETREncoder(
-        name,
-        in_channels,
-        feature_size=feature_size,
-        use_checkpoint=use_checkpoint,
-        options={"use_checkpoint": use_checkpoint},
+        "swinunetr_b", in_channels, feature_size=48, use_checkpoint=use_checkpoint, patch_merging=patch_merging
     )
 
 
-def swinunetr_b(in_channels: int = 1, *, use_checkpoint: bool = False) -> SwinUNETREncoder:
-    """VoCo's B: feature size 48, 53 M parameters."""
-    return _published("swinunetr_b", in_channels, 48, use_checkpoint)
-
-
-def swinunetr_l(in_channels: int = 1, *, use_checkpoint: bool = False) -> SwinUNETREncoder:
+def swinunetr_l(
+    in_channels: int = 1, *, use_checkpoint: bool = False, patch_merging: str | None = None
+) -> SwinUNETREncoder:
     """VoCo's L: feature size 96, 212 M parameters."""
-    return _published("swinunetr_l", in_channels, 96, use_checkpoint)
+    return SwinUNETREncoder(
+        "swinunetr_l", in_channels, feature_size=96, use_checkpoint=use_checkpoint, patch_merging=patch_merging
+    )
 
 
-def swinunetr_h(in_channels: int = 1, *, use_checkpoint: bool = False) -> SwinUNETREncoder:
+def swinunetr_h(
+    in_channels: int = 1, *, use_checkpoint: bool = False, patch_merging: str | None = None
+) -> SwinUNETREncoder:
     """VoCo's H: feature size 192, 847 M parameters."""
-    return _published("swinunetr_h", in_channels, 192, use_checkpoint)
+    return SwinUNETREncoder(
+        "swinunetr_h", in_channels, feature_size=192, use_checkpoint=use_checkpoint, patch_merging=patch_merging
+    )

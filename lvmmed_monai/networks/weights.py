@@ -3,7 +3,7 @@
 An encoder file (format ``lvmmed-encoder/1``) is a dictionary: ``format``, ``name``, ``options``,
 ``state_dict``, ``input`` (spatial_dims, in_channels, spacing_mm, intensity), ``provenance`` (method,
 datalists, steps, seed, versions, licence). Other checkpoints (a bare state dict, or one below
-``state_dict``, ``model``, ``network`` or ``encoder``) are read too.
+``state_dict``, ``model``, ``network``, ``encoder`` or ``student``) are read too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +20,26 @@ from torch import nn
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import atomic_path
-from lvmmed_monai.networks.contract import Encoder
+from lvmmed_monai.networks._matching import LoadReport, match
+from lvmmed_monai.networks.contract import STATED, Encoder
+from lvmmed_monai.networks.published import check_published
 
-__all__ = ["ENCODER_FORMAT", "LoadReport", "load_encoder", "load_pretrained", "read_encoder_file", "save_encoder"]
+__all__ = [
+    "ENCODER_FORMAT",
+    "LEAST_SHARE",
+    "LoadReport",
+    "load_encoder",
+    "load_pretrained",
+    "read_encoder_file",
+    "save_encoder",
+]
 
 logger = logging.getLogger(__name__)
 
 ENCODER_FORMAT = "lvmmed-encoder/1"
 # Fewer tensors than this share of the encoder's mean that the file belongs to another architecture.
-_LEAST_SHARE = 0.95
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "encoder", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "encoder.", "backbone.")
-# Counters of batch normalisation: older files lack them, and they change no result.
-_COUNTER = "num_batches_tracked"
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of the tensors of a file and of the network it went into.
-
-    Attributes:
-        matched: tensors of the network that were filled from the file.
-        missing: tensors of the network that the file has not, or has in another shape.
-        unexpected: tensors of the file that the network has no place for.
-        reshaped: those of ``matched`` whose input channels were adapted.
-    """
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    @property
-    def share(self) -> float:
-        """Matched tensors over all tensors of the network, 0 to 1."""
-        return len(self.matched) / max(1, len(self.matched) + len(self.missing))
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.matched)} tensors matched, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected, {len(self.reshaped)} reshaped"
-        )
+LEAST_SHARE = 0.95
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "encoder", "net", "student")
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -115,6 +93,7 @@ def _load_file(path: Path) -> Any:
         raise UserError(
             f"encoder file not found; {path}; give the path of an encoder file, or null to start from random weights"
         )
+    check_published(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -152,11 +131,13 @@ def read_encoder_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read an encoder file or another checkpoint.
 
     Returns:
-        The file's dictionary; for a foreign checkpoint ``name`` is None and ``options``, ``input`` and
-        ``provenance`` are empty.
+        The file's dictionary. For another checkpoint ``format`` is None, ``name`` and ``options`` are those of the
+        encoder of this package in it, else None and empty; ``provenance`` holds the version of MONAI where the
+        checkpoint has a ``monai_version``.
 
     Raises:
-        UserError: the file is missing, unreadable, or holds no state dict.
+        UserError: the file is missing, unreadable, holds no state dict, or has the name of a published file and
+            other content.
     """
     content = _load_file(Path(path))
     state = _find_state_dict(content)
@@ -164,62 +145,20 @@ def read_encoder_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"no state dict in the encoder file; {path}; give an encoder file or a network's state dict")
     if isinstance(content, Mapping) and content.get("format") == ENCODER_FORMAT:
         return dict(content)
-    return {"format": None, "name": None, "options": {}, "state_dict": dict(state), "input": {}, "provenance": {}}
+    version = content.get("monai_version")
+    return {
+        "format": None,
+        **_stated(state),
+        "state_dict": dict(state),
+        "input": {},
+        "provenance": {"versions": {"monai": version}} if isinstance(version, str) else {},
+    }
 
 
-def _leading_prefixes(keys: list[str]) -> set[str]:
-    """All chains of known prefixes with which some key begins, the empty one among them."""
-    found = {""}
-    for key in keys:
-        prefix = ""
-        while True:
-            step = next((known for known in _PREFIXES if key.startswith(prefix + known)), None)
-            if step is None:
-                break
-            prefix += step
-            found.add(prefix)
-    return found
-
-
-def _adapt_input_channels(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
-    """A first convolution for another number of input channels, or None if more than that differs.
-
-    Its response to an image repeated over the channels stays the same.
-    """
-    only_inputs = (
-        source.ndim == target.ndim >= 4 and source.shape[0] == target.shape[0] and source.shape[2:] == target.shape[2:]
-    )
-    if (
-        not only_inputs
-        or min(source.shape[1], target.shape[1]) not in (1, 3)
-        or max(source.shape[1], target.shape[1]) > 4
-    ):
-        return None
-    return (source.sum(dim=1, keepdim=True) / target.shape[1]).expand_as(target).contiguous()
-
-
-def _match(
-    source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], LoadReport]:
-    """Tensors of ``source`` that fit ``target``, under the one prefix with which most of them do."""
-    prefix = max(
-        sorted(_leading_prefixes(list(source)), key=len),
-        key=lambda one: sum(one + key in source and source[one + key].shape == target[key].shape for key in target),
-    )
-    chosen: dict[str, torch.Tensor] = {}
-    reshaped: list[str] = []
-    for key, place in target.items():
-        value = source.get(prefix + key)
-        if value is not None and value.shape == place.shape:
-            chosen[key] = value
-        elif value is not None and (adapted := _adapt_input_channels(value, place)) is not None:
-            chosen[key] = adapted
-            reshaped.append(key)
-    missing = [
-        key for key in target if key not in chosen and not (key.endswith(_COUNTER) and prefix + key not in source)
-    ]
-    unexpected = [key for key in source if not (key.startswith(prefix) and key[len(prefix) :] in target)]
-    return chosen, LoadReport(tuple(chosen), tuple(missing), tuple(unexpected), tuple(reshaped))
+def _stated(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Name and options that an encoder of this package left in the metadata of a state dict."""
+    entries = getattr(state, "_metadata", {}).values()
+    return next((dict(entry[STATED]) for entry in entries if STATED in entry), {"name": None, "options": {}})
 
 
 def _describe(name: str | None, options: Mapping[str, Any]) -> str:
@@ -230,8 +169,9 @@ def load_encoder(path: str | os.PathLike[str], into: Encoder) -> LoadReport:
     """Load weights into an encoder and say what fitted.
 
     Prefixes such as ``module.`` or ``encoder.`` are removed at the start of keys only, the same for
-    the whole file. A first convolution for another number of image channels (1, 3 or 4) is adapted and
-    reported under ``reshaped``.
+    the whole file. First convolutions for another number of image channels are adapted, so that an image repeated
+    over the channels gives the same maps, and reported under ``reshaped``. What shapes do not show and the encoder
+    can change, such as the order of patch merging, it takes over from the file (`Encoder.adopt`).
 
     Args:
         path: an encoder file or another checkpoint.
@@ -246,15 +186,18 @@ def load_encoder(path: str | os.PathLike[str], into: Encoder) -> LoadReport:
     other = [
         key
         for key, value in content["options"].items()
-        if key in into.options and _plain(into.options[key], key) != value
+        if key in into.options and key not in into.adjustable and _plain(into.options[key], key) != value
     ]
-    chosen, report = _match(content["state_dict"], into.state_dict())
-    if report.share < _LEAST_SHARE or other:
+    chosen, report = match(
+        content["state_dict"], into.state_dict(), in_channels=into.in_channels, present_name=into.present_name
+    )
+    if report.share < LEAST_SHARE or other:
         why = f"its options differ: {', '.join(other)}" if other else f"only {report}"
         raise UserError(
             f"the encoder file is of another architecture: it holds {there}, the network's encoder is {here} ({why}); "
             f"{path}; set encoder_name and encoder_options to those of the file, or give another file"
         )
+    into.adopt(content)
     into.load_state_dict(chosen, strict=False)
     logger.info("encoder %s: %s", here, report)
     return report

@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
 from lvmmed_monai.errors import UserError
+from lvmmed_monai.networks import load_encoder, save_encoder
 from lvmmed_monai.networks.contract import contract_problems
 from lvmmed_monai.networks.registry import build_encoder
-from lvmmed_monai.networks.swin import SwinUNETREncoder, swinunetr_b, swinunetr_tiny
+from lvmmed_monai.networks.swin import SwinUNETREncoder, swinunetr_tiny
+from lvmmed_monai.networks.swin_unetr import SwinUNETRNet
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published network: feature size, parameters and bytes."""
+
+    name: str
+    width: int
+    encoder: int
+    transformer: int
+    network: int
+    encoder_bytes: int
+    network_bytes: int
+
+
+PUBLISHED_SIZES = [
+    Size("swinunetr_b", 48, 53_164_146, 18_637_362, 72_762_999, 220_186_120, 298_581_532),
+    Size("swinunetr_l", 96, 211_999_362, 73_894_914, 290_392_695, 855_526_984, 1_169_100_316),
+    Size("swinunetr_h", 192, 847_276_194, 294_863_778, 1_160_845_431, 3_396_634_312, 4_650_911_260),
+]
 
 
 def parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def payload(state: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def test_tiny_contract_on_small_crops() -> None:
@@ -30,6 +62,16 @@ def test_options_rebuild_it() -> None:
     build_encoder(encoder.name, encoder.in_channels, **encoder.options).load_state_dict(encoder.state_dict())
 
 
+def test_a_file_pretrained_with_checkpointing_loads_without_it(tmp_path: Path) -> None:
+    """Recomputed activations change no result, and so no file is refused for them."""
+    with_it, without = (
+        SwinUNETREncoder("small", feature_size=12, window_size=2, use_checkpoint=use) for use in (True, False)
+    )
+    save_encoder(tmp_path / "encoder.pt", with_it, input={}, provenance={})
+    assert load_encoder(tmp_path / "encoder.pt", without).share == 1
+    assert with_it.options == without.options
+
+
 def test_refuses_crops_that_instance_norm_cannot_take() -> None:
     with pytest.raises(UserError, match="too small"):
         swinunetr_tiny()(torch.rand(1, 1, 8, 8, 8))
@@ -37,24 +79,40 @@ def test_refuses_crops_that_instance_norm_cannot_take() -> None:
         SwinUNETREncoder("swin", feature_size=20)
 
 
-def test_b_has_the_published_sizes_and_fills_swinunetr() -> None:
-    encoder = swinunetr_b()
-    assert parameters(encoder) == 53_164_146
-    assert parameters(encoder.swinViT) == 18_637_362
-    state = encoder.state_dict()
-    assert len(state) == 145
-    assert sum(key.startswith("swinViT.") for key in state) == 134
-    for block, tensors in {"encoder1": 3, "encoder2": 2, "encoder3": 2, "encoder4": 2, "encoder10": 2}.items():
-        assert sum(key.startswith(f"{block}.") for key in state) == tensors
-    # 24 F pooled channels, without the transformer's own map at 1/16.
-    assert sum(encoder.channels[index] for index in encoder.pooled_maps) == 24 * 48
-    assert encoder.channels == (48, 48, 96, 192, 384, 768)
-    whole = SwinUNETR(in_channels=1, out_channels=21, feature_size=48, use_v2=True)
-    assert len(whole.state_dict()) == 167
-    report = whole.load_state_dict(state, strict=False)
-    assert report.unexpected_keys == []
-    assert len(report.missing_keys) == 22
-    assert all(key.startswith(("decoder", "out.")) for key in report.missing_keys)
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules without storage. MONAI reads a linspace at construction, which must therefore be real."""
+    monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))
+    with torch.device("meta"):
+        yield
+
+
+@pytest.mark.usefixtures("no_memory")
+@pytest.mark.parametrize("size", PUBLISHED_SIZES, ids=lambda size: size.name)
+class TestPublishedSizes:
+    def test_point_08_parameters_and_pooled_width(self, size: Size) -> None:
+        encoder = build_encoder(size.name)
+        assert isinstance(encoder, SwinUNETREncoder)
+        assert all(parameter.is_meta for parameter in encoder.parameters())
+        assert (parameters(encoder), parameters(encoder.swinViT)) == (size.encoder, size.transformer)
+        assert encoder.channels == tuple(size.width * factor for factor in (1, 1, 2, 4, 8, 16))
+        # 24 F pooled channels, without the transformer's own map at 1/16.
+        assert sum(encoder.channels[index] for index in encoder.pooled_maps) == 24 * size.width
+        assert parameters(SwinUNETRNet(size.name, out_channels=21)) == size.network
+
+    def test_point_09_tensors_keys_and_bytes(self, size: Size) -> None:
+        network = SwinUNETRNet(size.name, out_channels=21)
+        state, whole = network.encoder.state_dict(), network.monai_state_dict()
+        assert (len(state), len(whole)) == (145, 167)
+        assert (payload(state), payload(whole)) == (size.encoder_bytes, size.network_bytes)
+        assert sum(tensor.dtype == torch.int64 for tensor in state.values()) == 8
+        groups = Counter(key.split(".")[0] for key in state)
+        assert groups == {"swinViT": 134, "encoder1": 3, "encoder2": 2, "encoder3": 2, "encoder4": 2, "encoder10": 2}
+        added = whole.keys() - state.keys()
+        assert len(added) == 22
+        assert all(key.startswith(("decoder", "out.conv.conv.")) for key in added)
+        theirs = SwinUNETR(in_channels=1, out_channels=21, feature_size=size.width, use_v2=True).state_dict()
+        assert {key: value.shape for key, value in whole.items()} == {key: one.shape for key, one in theirs.items()}
 
 
 @pytest.mark.slow

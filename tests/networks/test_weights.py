@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from lvmmed_monai.networks import (
     read_encoder_file,
     save_encoder,
 )
+from lvmmed_monai.networks.published import PUBLISHED, PublishedFile
 
 INPUT = {"spacing_mm": [1.0, 1.0], "intensity": "scaled to 0..1"}
 PROVENANCE = {"method": "lvm_med", "steps": 10, "seed": 0}
@@ -112,6 +115,144 @@ class TestForeignCheckpoints:
         again = tiny(3, in_channels=3).eval()
         load_encoder(tmp_path / "grey.pt", again)
         torch.testing.assert_close(again(x.expand(1, 3, 32, 32))[-1], grey(x)[-1])
+
+
+class TestSwinCheckpoints:
+    """Checkpoints of VoCo's kind, made of random weights: wrappers, prefixes and old names of other programs."""
+
+    @staticmethod
+    def swin(seed: int, in_channels: int = 1) -> Encoder:
+        torch.manual_seed(seed)
+        return build_encoder("swinunetr_tiny", in_channels=in_channels, window_size=2, patch_merging="monai_1.4").eval()
+
+    @pytest.mark.parametrize("wrapper", [None, "state_dict", "student"])
+    @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "student.", "module.backbone.", "module.student."])
+    @pytest.mark.parametrize("transformer", ["swinViT.", "swin_vit."])
+    def test_point_10_loads_whole(self, tmp_path: Path, wrapper: str | None, prefix: str, transformer: str) -> None:
+        source, into = self.swin(1), self.swin(2)
+        state = {prefix + key.replace("swinViT.", transformer): value for key, value in source.state_dict().items()}
+        content = state if wrapper is None else {wrapper: state, "teacher": {}, "epoch": 3}
+        torch.save(content, tmp_path / "weights.pt")
+        report = load_encoder(tmp_path / "weights.pt", into)
+        assert same(into, source)
+        assert set(report.matched) == set(into.state_dict())
+        assert (report.missing, report.mismatched, report.unexpected, report.reshaped) == ((), (), (), ())
+
+    def test_point_10_student_beside_a_teacher(self, tmp_path: Path) -> None:
+        """Both under one dictionary: the student is taken, the teacher is unexpected."""
+        student, teacher, into = self.swin(1), self.swin(2), self.swin(3)
+        state = {f"teacher.{key}": value for key, value in teacher.state_dict().items()}
+        state |= {f"student.{key}": value for key, value in student.state_dict().items()}
+        torch.save(state, tmp_path / "weights.pt")
+        report = load_encoder(tmp_path / "weights.pt", into)
+        assert same(into, student)
+        assert set(report.unexpected) == {f"teacher.{key}" for key in teacher.state_dict()}
+
+    def test_point_10_report_lists_loaded_missing_and_mismatched(self, tmp_path: Path) -> None:
+        source, into = self.swin(1), self.swin(2)
+        state = dict(source.state_dict())
+        gone, other = "encoder2.layer.conv1.conv.weight", "swinViT.patch_embed.proj.bias"
+        del state[gone]
+        state[other] = state[other][:-1].clone()
+        state["head.weight"] = torch.zeros(2)
+        torch.save(state, tmp_path / "weights.pt")
+        before = into.state_dict()[other].clone()
+        report = load_encoder(tmp_path / "weights.pt", into)
+        assert set(report.matched) == set(into.state_dict()) - {gone, other}
+        assert (set(report.missing), report.mismatched) == ({gone, other}, (other,))
+        assert report.unexpected == ("head.weight",)
+        assert "2 missing (1 of another shape), 1 unexpected" in str(report)
+        assert torch.equal(into.state_dict()[other], before)
+
+    def test_point_10_under_95_percent_is_refused(self, tmp_path: Path) -> None:
+        source, into = self.swin(1), self.swin(2)
+        total = len(source.state_dict())
+        keys = list(source.state_dict())[: int(0.95 * total)]
+        torch.save({key: source.state_dict()[key] for key in keys}, tmp_path / "weights.pt")
+        with pytest.raises(UserError, match=f"{len(keys)} tensors matched, {total - len(keys)} missing"):
+            load_encoder(tmp_path / "weights.pt", into)
+        assert same(into, self.swin(2))
+
+
+class TestInputChannels:
+    """An image repeated over the channels of the wider network gives what the narrower gives for the image."""
+
+    FIRST_LAYERS = (
+        ("resnet18", {"width": 4}, ("conv1.weight",)),
+        ("segresnet_tiny", {"init_filters": 8}, ("convInit.conv.weight",)),
+        (
+            "swinunetr_tiny",
+            {"window_size": 2, "patch_merging": "monai_1.4"},
+            (
+                "swinViT.patch_embed.proj.weight",
+                "encoder1.layer.conv1.conv.weight",
+                "encoder1.layer.conv3.conv.weight",
+            ),
+        ),
+    )
+
+    @pytest.mark.parametrize(("name", "options", "first"), FIRST_LAYERS, ids=lambda value: str(value)[:10])
+    @pytest.mark.parametrize("channels", [2, 3, 4, 7])
+    def test_point_14_repeated_channels_give_the_maps_of_one(
+        self, tmp_path: Path, name: str, options: dict[str, Any], first: tuple[str, ...], channels: int
+    ) -> None:
+        torch.manual_seed(channels)
+        one, many = (build_encoder(name, in_channels=count, **options).eval() for count in (1, channels))
+        size = (32,) * 2 if one.spatial_dims == 2 else (16,) * 3
+        image = torch.rand(1, 1, *size)
+        repeated = image.expand(1, channels, *size)
+        for source, into in ((one, many), (many, one)):
+            for parameter in source.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+            torch.save(dict(source.state_dict()), tmp_path / "weights.pt")
+            report = load_encoder(tmp_path / "weights.pt", into)
+            assert set(report.reshaped) == set(first)
+            with torch.no_grad():
+                maps = [encoder(image if encoder is one else repeated) for encoder in (source, into)]
+            for expected, got in zip(*maps, strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+    def test_first_layers_that_disagree_are_not_adapted(self, tmp_path: Path) -> None:
+        into = build_encoder("swinunetr_tiny", in_channels=1, window_size=2)
+        state = dict(into.state_dict())
+        state["swinViT.patch_embed.proj.weight"] = torch.zeros(12, 3, 2, 2, 2)
+        state["encoder1.layer.conv1.conv.weight"] = torch.zeros(12, 4, 3, 3, 3)
+        torch.save(state, tmp_path / "weights.pt")
+        report = load_encoder(tmp_path / "weights.pt", into)
+        assert report.reshaped == ()
+        assert set(report.mismatched) == {"swinViT.patch_embed.proj.weight", "encoder1.layer.conv1.conv.weight"}
+
+
+class TestPublishedFiles:
+    def test_point_13_table(self) -> None:
+        assert {name: one.md5 for name, one in PUBLISHED.items()} == {
+            "VoCo_B_SSL_head.pt": "f80c4da2f81d700bdae3df188f2057eb",
+            "VoCo_L_SSL_head.pt": "795095d1d43ef3808ec4c41798310136",
+            "VoCo_H_SSL_head.pt": "76f95a474736b60bf5b8aad94643744d",
+        }
+
+    @pytest.mark.parametrize("name", list(PUBLISHED))
+    def test_point_13_another_file_of_that_name_is_refused(self, tmp_path: Path, name: str) -> None:
+        into = tiny(2)
+        torch.save(tiny(1).state_dict(), tmp_path / name)
+        md5 = hashlib.md5((tmp_path / name).read_bytes(), usedforsecurity=False).hexdigest()
+        with pytest.raises(UserError, match=rf"{md5}.*{PUBLISHED[name].md5}; it is incomplete.*download it again"):
+            load_encoder(tmp_path / name, into)
+        assert same(into, tiny(2))
+        # Under another name it is an ordinary file.
+        (tmp_path / name).rename(tmp_path / "mine.pt")
+        assert load_encoder(tmp_path / "mine.pt", into).share == 1
+
+    def test_point_13_the_right_bytes_pass(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        name = "VoCo_B_SSL_head.pt"
+        torch.save(tiny(1).state_dict(), tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        monkeypatch.setitem(PUBLISHED, name, PublishedFile(md5, 100, "here"))
+        assert load_encoder(tmp_path / name, tiny(2)).share == 1
+        (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match="damaged or another file"):
+            load_encoder(tmp_path / name, tiny(2))
 
 
 class TestRefusals:
