@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -14,17 +15,29 @@ __all__ = ["METHODS", "build_method"]
 METHODS: dict[str, str] = {
     "lvm_med": "lvmmed_monai.methods.lvm_med:LVMMed",
     "voco": "lvmmed_monai.methods.voco:VoCo",
+    "mae3d": "lvmmed_monai.methods.mae3d:MAE3D",
+    "simclr3d": "lvmmed_monai.methods.simclr3d:SimCLR3D",
+    "none": "lvmmed_monai.methods.none:Scratch",
 }
 
 
-def build_method(name: str, **options: Any) -> Any:
+def build_method(name: str, method_options: Mapping[str, Mapping[str, Any] | None] | None = None, **common: Any) -> Any:
     """Build a method of `METHODS` with its options.
+
+    Args:
+        name: of the method.
+        method_options: options of single methods under their names, ``{"mae3d": {"mask_ratio": 0.75}}``; those of
+            other methods are left aside, so that one config serves all.
+        **common: options that methods share; one under the method's name wins.
 
     Raises:
         UserError: no such method, or an option that it does not have.
     """
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; pre-training; choose one of {', '.join(METHODS)}")
+    own = method_options or {}
+    for one in (name, *own):
+        if one not in METHODS:
+            raise UserError(f"unknown method {one!r}; pre-training; choose one of {', '.join(METHODS)}")
+    options = {**common, **(own.get(name) or {})}
     module, attribute = METHODS[name].split(":")
     method = getattr(import_module(module), attribute)
     try:
