@@ -124,7 +124,7 @@ class TestPreparation:
 
     def test_refuses_the_wrong_channels(self, tmp_path: Path) -> None:
         write_volume(tmp_path / "one.nii.gz", body(0))
-        with pytest.raises(UserError, match="2 channel"):
+        with pytest.raises(DataError, match="2 channel"):
             VolumePreparation((2.0, 2.0, 2.0), 2)({"image": str(tmp_path / "one.nii.gz"), "modality": "CT"})
 
 
@@ -171,12 +171,12 @@ class TestDataset:
 
     def test_the_cache_holds_deterministic_steps_only(self, datalist: Path, tmp_path: Path) -> None:
         dataset = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 0)
-        stored = [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.npy"))]
+        stored = [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.vol"))]
         first, second = dataset[(0, 0)], dataset[(4, 0)]
         assert not torch.equal(first["crops"], second["crops"])
         other = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 99)
         assert other.cache.built == 0
-        assert [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.npy"))] == stored
+        assert [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.vol"))] == stored
 
     def test_without_augmentation_crops_are_windows_of_the_volume(
         self, make_datalist: Callable[..., Path], tmp_path: Path
