@@ -22,6 +22,7 @@ from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores,
 from lvmmed_monai.methods._voco_network import VoCoNetwork
 from lvmmed_monai.methods._volumes import VolumePreparation, prepared_volumes
 from lvmmed_monai.networks import Encoder, build_encoder
+from lvmmed_monai.options import true_or_false
 
 __all__ = ["VoCo"]
 
@@ -88,7 +89,8 @@ class VoCo:
         self.crop_size = crop_size
         self.crops_per_volume = crops_per_volume
         self.loss_mode = loss_mode
-        self.base_gradient = loss_mode == "fixed" if base_gradient is None else base_gradient
+        through = loss_mode == "fixed" if base_gradient is None else base_gradient
+        self.base_gradient = true_or_false(through, "base_gradient")
         self.momentum = momentum
         self.dropout = dropout
         self.monitor_blocks = monitor_blocks
