@@ -142,19 +142,23 @@ def forget(path: Path) -> bool:
     return False
 
 
-def time_draws(draw: Draw, paths: Sequence[Path], draws: int, *, cold: bool) -> np.ndarray | None:
-    """Seconds of each draw; None where files cannot be dropped from the page cache."""
+def time_draws(
+    stores: Mapping[str, tuple[list[Path], Draw]], draws: int, *, cold: bool
+) -> dict[str, np.ndarray] | None:
+    """Seconds of each draw of each store, in turn; None where files cannot be dropped from the page cache."""
     random = np.random.default_rng(0)
-    seconds = []
-    for number in range(-len(paths), draws):
-        index = number % len(paths)
-        if cold and not forget(paths[index]):
-            return None
-        start = time.perf_counter()
-        draw(index, random)
-        if number >= 0:
-            seconds.append(time.perf_counter() - start)
-    return np.array(seconds)
+    seconds: dict[str, list[float]] = {name: [] for name in stores}
+    volumes = len(stores[STORES[0]][0])
+    for number in range(-volumes, draws):
+        for name, (paths, draw) in stores.items():
+            index = number % volumes
+            if cold and not forget(paths[index]):
+                return None
+            start = time.perf_counter()
+            draw(index, random)
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def crops_per_second(items: Sequence[Mapping[str, Any]], cache: VolumeCache, edge: int, samples: int) -> np.ndarray:
@@ -188,16 +192,14 @@ def measure_stores(
     for size in windows:
         label = "x".join(map(str, size))
         for state in ("warm", "cold"):
-            found = {
-                name: time_draws(drawer(size), paths, draws, cold=state == "cold")
-                for name, (paths, drawer) in stores.items()
-            }
+            drawn = {name: (paths, drawer(size)) for name, (paths, drawer) in stores.items()}
+            found = time_draws(drawn, draws, cold=state == "cold")
+            if found is None:
+                continue
             for name, seconds in found.items():
-                if seconds is not None:
-                    record["metrics"][f"{name}, {label}, {state}, ms"] = metric(1e3 * seconds, False)
-            ours, theirs = found[STORES[0]], found[STORES[2]]
-            if ours is not None and theirs is not None:
-                record["metrics"][f"times faster, {label}, {state}"] = metric([theirs.mean() / ours.mean()], True)
+                record["metrics"][f"{name}, {label}, {state}, ms"] = metric(1e3 * seconds, False)
+            ratio = np.median(found[STORES[2]]) / np.median(found[STORES[0]])
+            record["metrics"][f"times faster (medians), {label}, {state}"] = metric([float(ratio)], True)
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
