@@ -128,6 +128,11 @@ def persistent_store(
 
 def forget(path: Path) -> bool:
     """Drop a file from the page cache; False where the system keeps it, or does not tell."""
+    # Pages that were read just now may be kept at the first time of asking.
+    return any(_forgotten(path) for _ in range(20))
+
+
+def _forgotten(path: Path) -> bool:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,6 +9,7 @@ Chunks are not filled up, so that the file is no larger than the plain array, an
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -48,18 +49,29 @@ class ChunkedFile(NamedTuple):
             out: (C, X, Y, Z) of the box's size.
         """
         # Opened anew each time: one file kept open a volume would exceed what a process may have.
-        flat = np.memmap(self.path, self.dtype, mode="r", offset=_HEADER).view(np.ndarray)
-        channels, *extents = self.shape
-        x_all, y_all, z_all = extents
-        spans = [list(_spans(first, end, self.chunk)) for first, end in box]
-        for channel, x, y, z in product(range(channels), *spans):
-            lengths = [
-                min(self.chunk, extent - one.start) for one, extent in zip((x, y, z), self.shape[1:], strict=True)
-            ]
-            before = x.start * y_all * z_all + lengths[0] * (y.start * z_all + lengths[1] * z.start)
-            first = channel * x_all * y_all * z_all + before
+        with open(self.path, "rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        flat = np.frombuffer(mapped, self.dtype, offset=_HEADER)
+        along_x, along_y, along_z = (list(_spans(first, end, self.chunk)) for first, end in box)
+        columns = list(product(range(self.shape[0]), along_x, along_y))
+        for channel, x, y in columns:
+            # The chunks of a column follow each other. All are asked for before the first is waited for.
+            first, _ = self._place(channel, x.start, y.start, along_z[0].start)
+            last, lengths = self._place(channel, x.start, y.start, along_z[-1].start)
+            start = (_HEADER + first * flat.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+            end = _HEADER + (last + lengths[0] * lengths[1] * lengths[2]) * flat.itemsize
+            mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
+        for (channel, x, y), z in product(columns, along_z):
+            first, lengths = self._place(channel, x.start, y.start, z.start)
             chunk = flat[first : first + lengths[0] * lengths[1] * lengths[2]].reshape(lengths)
             out[channel, x.out, y.out, z.out] = chunk[x.inside, y.inside, z.inside]
+
+    def _place(self, channel: int, x: int, y: int, z: int) -> tuple[int, tuple[int, int, int]]:
+        """Where the chunk that begins at (x, y, z) begins in the file, in values, and its size."""
+        _, x_all, y_all, z_all = self.shape
+        lengths = min(self.chunk, x_all - x), min(self.chunk, y_all - y), min(self.chunk, z_all - z)
+        before = x * y_all * z_all + lengths[0] * (y * z_all + lengths[1] * z)
+        return channel * x_all * y_all * z_all + before, lengths
 
 
 class _Span(NamedTuple):
