@@ -302,3 +302,24 @@ def test_foreground_box() -> None:
     assert foreground_box(volume) is None
     volume[0, 2:5, 1, 3] = 1
     assert foreground_box(volume) == (slice(2, 5), slice(1, 2), slice(3, 4))
+
+
+def test_what_a_killed_process_left_is_removed(volumes: Any, tmp_path: Path) -> None:
+    items = volumes(2)
+    cache, _ = build(items[:1], tmp_path / "cache")
+    left = cache.folder / ".partial-abc.vol"
+    left.write_bytes(b"half a volume")
+    build(items[:1], tmp_path / "cache")
+    assert left.exists()
+    build(items, tmp_path / "cache")
+    assert not left.exists()
+
+
+def test_a_damaged_file_is_made_again(volumes: Any, tmp_path: Path) -> None:
+    items = volumes(1)
+    build(items, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob("*.vol")
+    path.write_bytes(path.read_bytes()[:-3])
+    cache, prepare = build(items, tmp_path / "cache")
+    assert (prepare.calls, cache.stale) == (1, 0)
+    np.testing.assert_allclose(cache.read_window(0, (0, 0, 0), (6, 5, 4))[0], np.load(items[0]["image"]), atol=2e-3)
