@@ -17,6 +17,7 @@ from lvmmed_monai.errors import UserError
 
 __all__ = [
     "atomic_path",
+    "locked",
     "output_folder",
     "read_json",
     "remove_partial",
@@ -70,6 +71,16 @@ def remove_partial(folder: Path, *, below: bool = False) -> None:
     for path in folder.glob(f"{'**/' if below else ''}{_PARTIAL}*"):
         if path.is_file():
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes out of the block, by a lock on the file ``path`` that ends with the process."""
+    import fcntl
+
+    with Path(path).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -196,13 +196,20 @@ def load_items(
     return items
 
 
-def load_pool(datalists: PathLike | Sequence[PathLike], section: str) -> list[dict[str, Any]]:
+def load_pool(
+    datalists: PathLike | Sequence[PathLike], section: str, *, check_files: bool = True
+) -> list[dict[str, Any]]:
     """Items of one section of several datalists, for pre-training.
 
     Each item also gets ``modality``, ``source`` (name of its datalist) and ``flip_safe``; labels are not looked at.
 
+    Args:
+        datalists: paths.
+        section: ``training``, ``validation`` or ``test``.
+        check_files: look that the images are there.
+
     Raises:
-        UserError: a datalist is not valid, or no datalist is given.
+        UserError: a datalist is missing or not valid, or no datalist is given.
         DataError: an image file is missing.
     """
     paths = [datalists] if isinstance(datalists, str | os.PathLike) else list(datalists)
@@ -212,7 +219,8 @@ def load_pool(datalists: PathLike | Sequence[PathLike], section: str) -> list[di
     for path in paths:
         content = read_datalist(path)
         items = load_items(path, section, check_files=False)
-        _check_present([{"image": item["image"]} for item in items], path)
+        if check_files:
+            _check_present([{"image": item["image"]} for item in items], path)
         about = {
             "modality": content["modality"],
             "source": content["name"],

@@ -14,8 +14,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from torch.nn import functional
 
 from lvmmed_monai.data.images import is_image, spatial_shape
 from lvmmed_monai.errors import DataError, UserError
-from lvmmed_monai.files import output_folder, read_json, sha256_json, write_json
+from lvmmed_monai.files import locked, output_folder, read_json, sha256_json, write_json
 from lvmmed_monai.log import track
 
 __all__ = ["SliceCache", "SliceEntry"]
@@ -99,7 +98,7 @@ class SliceCache:
         folder = output_folder(folder)
         self.path = folder / f"{name}.bin"
         self._pixels: NDArray[np.uint8] | None = None
-        with _locked(folder / f"{self._what}.lock"):
+        with locked(folder / f"{self._what}.lock"):
             index = self._read_index()
             if index is None:
                 self._build(prepare)
@@ -243,13 +242,3 @@ def _resume(partial: Path, journal: Path) -> list[dict[str, Any]]:
     journal.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.truncate(partial, kept[-1]["end"] if kept else 0)
     return kept
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out, by a lock that ends with the process."""
-    import fcntl
-
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

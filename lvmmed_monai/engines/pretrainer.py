@@ -33,6 +33,7 @@ from lvmmed_monai.engines.steps import (
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import output_folder
 from lvmmed_monai.networks import Encoder, save_encoder
+from lvmmed_monai.options import true_or_false
 
 __all__ = ["Method", "Pretrainer"]
 
@@ -125,6 +126,7 @@ class Pretrainer(Trainer):
         datalists: Sequence[PathLike] = (),
     ) -> None:
         device = torch.device(device)
+        amp = true_or_false(amp, "amp")
         if output_dir is not None:
             output_folder(output_dir)
         # MONAI's own `amp` is CUDA float16 with a fresh scaler at each run(); ours survives a resume.

@@ -15,15 +15,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lvmmed_monai.data.datalist import load_pool
-from lvmmed_monai.data.volume_cache import VolumeCache
-from lvmmed_monai.errors import DataError, UserError
-from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss, overlap_similarity
-from lvmmed_monai.methods._voco_data import VolumeCropDataset
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss, joint_labels, overlap_similarity
+from lvmmed_monai.methods._voco_data import VolumeCropDataset, block_size
 from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, position_scores
 from lvmmed_monai.methods._voco_network import VoCoNetwork
-from lvmmed_monai.methods._volumes import VolumePreparation
+from lvmmed_monai.methods._volumes import VolumePreparation, prepared_volumes
 from lvmmed_monai.networks import Encoder, build_encoder
+from lvmmed_monai.options import true_or_false
 
 __all__ = ["VoCo"]
 
@@ -39,11 +38,18 @@ class VoCo:
         encoder_name: a 3D encoder of the registry.
         in_channels: channels of the volumes.
         encoder_options: of the encoder.
-        grid: base crops along x and y, a number or a pair.
-        crop_size: edge of a crop in voxels, even. A block has grid * crop_size voxels along x and y, crop_size along z.
+        grid: base crops along x and y, a number or a pair; or along x, y and z.
+        crop_size: edge of a crop in voxels, even. A block has grid * crop_size voxels along x and y, and along z
+            crop_size, or grid * crop_size with three numbers.
         crops_per_volume: random crops of a volume and step; 2 as published.
+        crop_scale: (low, high); a random crop covers crop_size times a factor within, and is resampled to crop_size.
+            (1, 1) as published.
+        z_offset: random crops lie up to so many voxels above or below the bases; 0 as published. For a grid of one
+            layer; labels stay axial.
         spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
         ct_window: HU that become 0 and 1, or None for the package's window.
+        preset: of a body part, in place of both (`transforms.body_parts`): a name, or "by_body_part" for each volume's
+            own; volumes of other body parts go by spacing_mm and ct_window.
         loss_mode: ``fixed``, ``v2``, ``v1`` or ``paper``.
         base_gradient: let the intra term's gradient pass through the bases, which learns faster in short runs; None
             for yes in ``fixed``, no in the published forms.
@@ -69,8 +75,11 @@ class VoCo:
         grid: int | Sequence[int] = 3,
         crop_size: int = 24,
         crops_per_volume: int = 16,
+        crop_scale: Sequence[float] = (1.0, 1.0),
+        z_offset: int = 0,
         spacing_mm: float | Sequence[float] = 2.0,
         ct_window: Sequence[float] | None = None,
+        preset: str | None = None,
         loss_mode: Mode = "fixed",
         base_gradient: bool | None = None,
         momentum: float = 0.9,
@@ -80,18 +89,29 @@ class VoCo:
         gather: bool = False,
         monitor_blocks: int = 32,
     ) -> None:
-        self.grid = _pair(grid)
+        self.grid = _cells(grid)
         self.crop_size = crop_size
         self.crops_per_volume = crops_per_volume
         self.loss_mode = loss_mode
-        self.base_gradient = loss_mode == "fixed" if base_gradient is None else base_gradient
+        through = loss_mode == "fixed" if base_gradient is None else base_gradient
+        self.base_gradient = true_or_false(through, "base_gradient")
         self.momentum = momentum
         self.dropout = dropout
         self.monitor_blocks = monitor_blocks
         _check_sizes(crop_size, crops_per_volume, momentum, monitor_blocks)
-        self.preparation = VolumePreparation(_spacing(spacing_mm), in_channels, _window(ct_window))
+        self.crop_scale = _scale(crop_scale, self.grid)
+        self.z_offset = _offset(z_offset, self.grid)
+        self.preparation = VolumePreparation(
+            _spacing(spacing_mm),
+            in_channels,
+            _window(ct_window),
+            preset=preset,
+            block_size=block_size(self.grid, crop_size, self.crop_scale, z_offset),
+        )
         self.pooling = list(pooling)
-        self.loss = VoCoLoss(loss_mode, base_gradient=self.base_gradient, gather=gather)
+        self.loss = VoCoLoss(
+            loss_mode, base_gradient=self.base_gradient, depth_aware=len(self.grid) == 3, gather=gather
+        )
         if len(projector) != 2 or min(projector) < 1:
             raise UserError(f"projector must be two widths, got {projector!r}; VoCo; correct it")
         encoder = build_encoder(encoder_name, in_channels, **(encoder_options or {}))
@@ -143,6 +163,7 @@ class VoCo:
             "spacing_mm": list(self.preparation.spacing_mm),
             "intensity": "scale_intensity by modality, 0..1",
             "ct_window": list(window) if window else None,
+            "preset": self.preparation.preset,
         }
 
     def dataset(
@@ -157,27 +178,32 @@ class VoCo:
             seed: of all draws.
 
         Raises:
-            UserError: a datalist is not valid, or a volume has another number of channels.
-            DataError: a volume is missing or cannot be read, or none is left.
+            UserError: a datalist is missing or not valid.
+            DataError: no volume is left; single ones that cannot be used are left out with a warning.
         """
-        items = load_pool(datalists, section)
-        if not items:
-            raise DataError(f"no volumes; section {section!r} of the datalists; add some or name another section")
-        cache = VolumeCache(items, self.preparation, cache_dir, settings=self.preparation.settings)
+        items, cache = prepared_volumes(datalists, section, cache_dir, self.preparation)
         return VolumeCropDataset(
-            items, cache, grid=self.grid, edge=self.crop_size, crops_per_volume=self.crops_per_volume, seed=seed
+            items,
+            cache,
+            grid=self.grid,
+            edge=self.crop_size,
+            crops_per_volume=self.crops_per_volume,
+            seed=seed,
+            crop_scale=self.crop_scale,
+            z_offset=self.z_offset,
         )
 
     def step(self, batch: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor | float]:
         """Loss of a batch of `VolumeCropDataset` samples, its terms, and the accuracy on the batch."""
-        overlap, mask = batch["overlap"], batch["base_mask"]
+        overlap, mask, depth = batch["overlap"], batch["base_mask"], batch.get("depth")
+        labels = overlap if depth is None else joint_labels(overlap, depth)
         count = mask.shape[1]
-        student, teacher = network(batch["crops"], counted_crops(overlap, mask))
+        student, teacher = network(batch["crops"], counted_crops(labels, mask))
         crops, bases = student[:, count:], student[:, :count]
         crops_teacher, bases_teacher = teacher[:, count:], teacher[:, :count]
-        terms = self.loss(crops, bases, crops_teacher, bases_teacher, overlap, mask)
+        terms = self.loss(crops, bases, crops_teacher, bases_teacher, overlap, mask, depth=depth)
         with torch.no_grad():
-            scores = position_scores(overlap, overlap_similarity(crops, bases_teacher), mask)
+            scores = position_scores(labels, overlap_similarity(crops, bases_teacher), mask)
         return {**terms, "argmax_accuracy": scores["argmax_accuracy"]}
 
     def after_step(self, network: nn.Module) -> None:
@@ -213,11 +239,28 @@ class VoCo:
         return self._histogram[dataset]
 
 
-def _pair(grid: int | Sequence[int]) -> tuple[int, int]:
-    pair = (grid, grid) if isinstance(grid, int) else tuple(grid)
-    if len(pair) != 2 or min(pair) < 1 or pair == (1, 1):
-        raise UserError(f"grid must be a number from 2 up or a pair, got {grid!r}; VoCo; correct it")
-    return pair[0], pair[1]
+def _cells(grid: int | Sequence[int]) -> tuple[int, ...]:
+    cells = (grid, grid) if isinstance(grid, int) else tuple(grid)
+    if len(cells) not in (2, 3) or min(cells) < 1 or max(cells) == 1:
+        raise UserError(f"grid must be a number from 2 up, or two or three numbers, got {grid!r}; VoCo; correct it")
+    return cells
+
+
+def _scale(scale: Sequence[float], grid: tuple[int, ...]) -> tuple[float, float]:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= min(grid):
+        raise UserError(
+            f"crop_scale must be two growing numbers above 0, at most {min(grid)} for a grid {grid}, got {scale!r}; "
+            "VoCo; correct it"
+        )
+    return float(scale[0]), float(scale[1])
+
+
+def _offset(offset: int, grid: tuple[int, ...]) -> int:
+    if offset < 0 or (offset and len(grid) == 3):
+        raise UserError(
+            f"z_offset must be at least 0, and 0 for a grid of three numbers, got {offset} for {grid}; VoCo; correct it"
+        )
+    return offset
 
 
 def _spacing(spacing: float | Sequence[float]) -> tuple[float, float, float]:

@@ -1,8 +1,9 @@
 """Crops for volume contrast: a grid of base crops in the axial plane, random crops, and their overlap.
 
-A block of shape (grid_x * edge, grid_y * edge, depth) is cut into a grid of base crops of (edge, edge, depth);
-random crops of the same size lie anywhere inside. Positions are voxel indices: a crop's centre (x, y) means
-voxels x - edge/2 to x + edge/2 - 1. Base crop (i, j) has index i * grid_y + j.
+A block of shape (grid_x * edge, grid_y * edge, edge) is cut into a grid of base crops of (edge, edge, edge); random
+crops lie anywhere inside. A grid of three numbers has several layers along z, too. Positions are voxel indices: the
+centre (x, y) of a crop of size s means voxels x - s/2 to x + s/2 - 1. Base crop (i, j) has index i * grid_y + j, and
+(i, j, k) has index (i * grid_y + j) * grid_z + k.
 
 Each random step is two functions: one draws its parameters, one applies them, so that a step can be repeated.
 """
@@ -30,7 +31,9 @@ __all__ = [
     "draw_block_augmentation",
     "draw_centers",
     "draw_crop_augmentation",
+    "draw_sizes",
     "orient_block",
+    "overlap_along",
     "overlap_labels",
     "render_block",
     "source_size",
@@ -42,11 +45,13 @@ _ROTATIONS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 _ALL_ORDERS = tuple(permutations(range(3)))
 
 
-def _grid_pair(grid: int | Sequence[int]) -> tuple[int, int]:
-    pair = (grid, grid) if isinstance(grid, int) else tuple(grid)
-    if len(pair) != 2 or min(pair) < 1:
-        raise UserError(f"the grid must be a number or a pair of numbers from 1 up, got {grid!r}; crops; correct it")
-    return int(pair[0]), int(pair[1])
+def _grid_cells(grid: int | Sequence[int]) -> tuple[int, ...]:
+    cells = (grid, grid) if isinstance(grid, int) else tuple(int(cell) for cell in grid)
+    if len(cells) not in (2, 3) or min(cells) < 1:
+        raise UserError(
+            f"the grid must be a number, or two or three numbers, from 1 up, got {grid!r}; crops; correct it"
+        )
+    return cells
 
 
 def _check_edge(edge: int) -> None:
@@ -55,77 +60,144 @@ def _check_edge(edge: int) -> None:
 
 
 def base_centers(grid: int | Sequence[int] = 3, edge: int = 64) -> Tensor:
-    """Centres of the base crops, (grid_x * grid_y, 2), int64, the first axis slow."""
+    """Centres of the base crops, (n, 2), or (n, 3) for a grid of three numbers; int64, the first axis slowest."""
     _check_edge(edge)
-    columns, rows = _grid_pair(grid)
-    i, j = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="ij")
-    return torch.stack((i, j), -1).reshape(-1, 2) * edge + edge // 2
+    places = torch.meshgrid(*(torch.arange(cells) for cells in _grid_cells(grid)), indexing="ij")
+    return torch.stack([place.flatten() for place in places], -1) * edge + edge // 2
 
 
-def overlap_labels(centers: Tensor, grid: int | Sequence[int] = 3, edge: int = 64) -> Tensor:
-    """Share of each crop's area in each base crop: the product of the overlaps along both axes (VoCo, equation 2).
+def _overlap_along(centers: Tensor, cells: int, edge: int, sizes: Tensor | None) -> Tensor:
+    size = torch.as_tensor(edge if sizes is None else sizes, dtype=torch.float64, device=centers.device).unsqueeze(-1)
+    left = torch.arange(cells, dtype=torch.float64, device=centers.device) * edge
+    start = centers.to(torch.float64).unsqueeze(-1) - size / 2
+    return (torch.minimum(left + edge, start + size) - torch.maximum(left, start)).clamp_min(0) / size
+
+
+def overlap_along(centers: Tensor, cells: int, edge: int = 64, *, sizes: Tensor | None = None) -> Tensor:
+    """Share of each crop in each cell along one axis: the one-dimensional factor of `overlap_labels`.
 
     Args:
-        centers: (..., 2), in voxels, from edge/2 to grid * edge - edge/2.
-        grid: base crops along x and y.
-        edge: of a crop, in voxels.
+        centers: (...), in voxels.
+        cells: along the axis.
+        edge: of a cell, in voxels.
+        sizes: (...), of the crops, in voxels; ``edge`` unless given.
 
     Returns:
-        (..., grid_x * grid_y), float32 (float64 for float64 centres); rows sum to 1.
+        (..., cells), float32 (float64 for float64 centres); rows sum to 1 where the crop lies within the cells.
     """
-    columns, rows = _grid_pair(grid)
-    exact = centers.to(torch.float64)
-    along = []
-    for axis, cells in enumerate((columns, rows)):
-        left = torch.arange(cells, dtype=torch.float64, device=centers.device) * edge
-        start = exact[..., axis, None] - edge / 2
-        along.append((torch.minimum(left, start) + edge - torch.maximum(left, start)).clamp_min(0) / edge)
-    labels = (along[0].unsqueeze(-1) * along[1].unsqueeze(-2)).flatten(-2)
+    shares = _overlap_along(centers, cells, edge, sizes)
+    return shares if centers.dtype == torch.float64 else shares.float()
+
+
+def overlap_labels(
+    centers: Tensor, grid: int | Sequence[int] = 3, edge: int = 64, *, sizes: Tensor | None = None
+) -> Tensor:
+    """Share of each crop in each base crop: the product of the overlaps along the axes (VoCo, equation 2).
+
+    Args:
+        centers: (..., 2), or (..., 3) for a grid of three numbers, in voxels, from size/2 to cells * edge - size/2.
+        grid: base crops along x and y, and z.
+        edge: of a base crop, in voxels.
+        sizes: (...), of the crops, in voxels; ``edge`` unless given. The share is of the crop, not of the base.
+
+    Returns:
+        (..., n), float32 (float64 for float64 centres); rows sum to 1.
+
+    Raises:
+        UserError: grid and centres have different numbers of axes.
+    """
+    cells = _grid_cells(grid)
+    if centers.shape[-1] != len(cells):
+        raise UserError(
+            f"a centre has {centers.shape[-1]} numbers, the grid {len(cells)}; crops; give as many of either"
+        )
+    labels = torch.ones(*centers.shape[:-1], 1, dtype=torch.float64, device=centers.device)
+    for axis, count in enumerate(cells):
+        along = _overlap_along(centers[..., axis], count, edge, sizes)
+        labels = (labels.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
     return labels if centers.dtype == torch.float64 else labels.float()
 
 
-def draw_centers(random: Random, count: int, grid: int | Sequence[int] = 3, edge: int = 64) -> Tensor:
-    """Centres of ``count`` random crops inside the block, (count, 2), int64; x is drawn before y, as published."""
+def draw_sizes(random: np.random.Generator, count: int, edge: int, scale: Sequence[float]) -> Tensor:
+    """Sizes of ``count`` random crops, (count,), int64, even: ``edge`` times a factor, log-uniform within ``scale``."""
+    low, high = scale
+    if low == high == 1:
+        return torch.full((count,), edge)
+    factors = np.exp(random.uniform(np.log(low), np.log(high), count))
+    return torch.from_numpy(2 * np.rint(edge * factors / 2).clip(1, round(edge * high / 2)).astype(np.int64))
+
+
+def draw_centers(
+    random: Random, count: int, grid: int | Sequence[int] = 3, edge: int = 64, *, sizes: Tensor | None = None
+) -> Tensor:
+    """Centres of ``count`` random crops inside the grid; x is drawn before y, as published, and y before z.
+
+    Args:
+        random: the generator.
+        count: how many.
+        grid: base crops along x and y, and z.
+        edge: of a base crop, in voxels.
+        sizes: (count,), even, of the crops; ``edge`` unless given.
+
+    Returns:
+        (count, 2), or (count, 3) for a grid of three numbers; int64.
+
+    Raises:
+        UserError: a crop is larger than the grid.
+    """
     _check_edge(edge)
-    cells = _grid_pair(grid)
+    cells = _grid_cells(grid)
+    halves = [edge // 2] * count if sizes is None else (sizes // 2).tolist()
+    if max(halves, default=0) * 2 > min(cells) * edge:
+        raise UserError(
+            f"a crop of {2 * max(halves)} voxels does not fit a grid {cells} of {edge}; crops; draw smaller sizes"
+        )
     draw = random.integers if isinstance(random, np.random.Generator) else random.randint
-    centers = []
-    for _ in range(count):
-        # With one cell along an axis there is one place only.
-        centers.append([int(draw(edge // 2, max(cell * edge - edge // 2, edge // 2 + 1))) for cell in cells])
-    return torch.tensor(centers, dtype=torch.int64).reshape(count, 2)
+    # The highest place is never drawn, as published; where there is one place only, it is.
+    centers = [[int(draw(half, max(cell * edge - half, half + 1))) for cell in cells] for half in halves]
+    return torch.tensor(centers, dtype=torch.int64).reshape(count, len(cells))
 
 
-def cut_crops(block: Tensor, centers: Tensor, edge: int) -> Tensor:
-    """Cut crops out of a block.
+def cut_crops(block: Tensor, centers: Tensor, edge: int, *, sizes: Tensor | None = None) -> Tensor:
+    """Cut crops out of a block; those of another size than ``edge`` are resampled to it.
 
     Args:
         block: (C, X, Y, Z).
-        centers: (N, 2), int64.
-        edge: of a crop along x and y; along z a crop takes the whole block.
+        centers: (N, 3), int64; or (N, 2) for crops that take the whole block along z.
+        edge: of a crop that is given back.
+        sizes: (N,), even, of the pieces that are cut out; ``edge`` unless given.
 
     Returns:
-        (N, C, edge, edge, Z).
+        (N, C, edge, edge, edge), or (N, C, edge, edge, Z) for (N, 2) centres.
 
     Raises:
         UserError: a crop reaches out of the block.
     """
     _check_edge(edge)
-    starts = (centers - edge // 2).tolist()
-    if any(min(x, y) < 0 or x + edge > block.shape[1] or y + edge > block.shape[2] for x, y in starts):
-        size = tuple(block.shape[1:])
-        raise UserError(f"a crop reaches out of the block {size}; crops; draw centres for this grid and edge")
-    return torch.stack([block[:, x : x + edge, y : y + edge] for x, y in starts])
+    lengths = [edge] * len(centers) if sizes is None else sizes.tolist()
+    target = (edge, edge, edge if centers.shape[1] == 3 else block.shape[3])
+    crops = []
+    for center, length in zip(centers.tolist(), lengths, strict=True):
+        starts = [place - length // 2 for place in center]
+        room = [extent - length for extent in block.shape[1 : 1 + len(starts)]]
+        if any(not 0 <= start <= most for start, most in zip(starts, room, strict=True)):
+            size = tuple(block.shape[1:])
+            raise UserError(f"a crop reaches out of the block {size}; crops; draw centres for this grid and edge")
+        crop = block[(slice(None), *(slice(start, start + length) for start in starts))]
+        if tuple(crop.shape[1:]) != target:
+            crop = F.interpolate(crop.unsqueeze(0), target, mode="trilinear", align_corners=False)[0]
+        crops.append(crop)
+    return torch.stack(crops)
 
 
 def body_shares(block: Tensor, grid: int | Sequence[int] = 3, *, threshold: float = 0.02) -> Tensor:
-    """Share of each base crop's voxels that are brighter than ``threshold``, (grid_x * grid_y,).
+    """Share of each base crop's voxels that are brighter than ``threshold``, (n,).
 
     Air, padding and whatever the intensity window cuts off at its dark end do not count.
     """
-    columns, rows = _grid_pair(grid)
+    columns, rows, layers = (*_grid_cells(grid), 1)[:3]
     body = (block > threshold).any(0, keepdim=True).float()
-    return F.adaptive_avg_pool3d(body, (columns, rows, 1)).flatten()
+    return F.adaptive_avg_pool3d(body, (columns, rows, layers)).flatten()
 
 
 @dataclass(frozen=True)

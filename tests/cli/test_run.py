@@ -151,3 +151,33 @@ def test_an_error_inside_the_bundle_is_one_sentence(bundle: Path, capsys: pytest
     call = "value=$__import__('lvmmed_monai.files').files.read_json('missing.json', 'datalist')"
     assert execute(["run", str(bundle), "train", call]) == 2
     assert capsys.readouterr().err.strip().endswith("lvmmed: datalist not found; missing.json; check the path")
+
+
+@pytest.mark.parametrize(("word", "value"), [("false", False), ("False", False), ("true", True), ("True", True)])
+def test_point_26_booleans(word: str, value: bool, tmp_path: Path) -> None:
+    """By ``lvmmed run`` and by MONAI's own command line, which hands "false" on as a word."""
+    import fire
+    from monai.bundle import run as run_bundle
+
+    from lvmmed_monai.options import true_or_false
+
+    assert parse_overrides([f"amp={word}"]) == {"amp": value}
+    method = {"_target_": "lvmmed_monai.methods.build_method", "name": "voco", "base_gradient": "@base_gradient"}
+    config = {
+        "imports": ["$from pathlib import Path"],
+        "base_gradient": not value,
+        "method": {**method, "encoder_options": {"init_filters": 8}, "projector": [8, 4]},
+        "run": [f"$Path({str(tmp_path / 'out')!r}).write_text(str(@method.base_gradient))"],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(config))
+    fire.Fire(run_bundle, command=["--config_file", str(tmp_path / "train.json"), "--base_gradient", word])
+    assert (tmp_path / "out").read_text() == str(value)
+    assert true_or_false(word, "amp") is value
+
+
+@pytest.mark.parametrize("word", ["no", "", 0, None])
+def test_point_26_other_words_are_refused(word: Any) -> None:
+    from lvmmed_monai.options import true_or_false
+
+    with pytest.raises(UserError, match="amp must be true or false"):
+        true_or_false(word, "amp")

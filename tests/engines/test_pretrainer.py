@@ -234,6 +234,11 @@ class TestErrors:
             build(TinyMethod(), output_dir=tmp_path / "file" / "below")
 
 
+def test_point_26_amp_may_be_a_word() -> None:
+    assert build(TinyMethod(), amp="false").amp_requested is False
+    assert build(TinyMethod(), amp="True").amp_requested is True
+
+
 def test_no_reduced_precision_on_a_cpu() -> None:
     assert autocast_dtype(True, torch.device("cpu")) is None
     assert autocast_dtype(False, torch.device("cuda")) is None

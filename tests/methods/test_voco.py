@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from lvmmed_monai.data.datalist import write_datalist
+from lvmmed_monai.data.volume_cache import VolumeCache
 from lvmmed_monai.errors import DataError, UserError
-from lvmmed_monai.losses.volume_contrast import overlap_similarity
+from lvmmed_monai.losses.volume_contrast import mask_overlap, overlap_similarity
 from lvmmed_monai.methods import build_method
+from lvmmed_monai.methods._voco_data import VolumeCropDataset
 from lvmmed_monai.methods._voco_monitors import position_scores
 from lvmmed_monai.methods._voco_network import Projector, standardise
 from lvmmed_monai.methods._volumes import VolumePreparation
 from lvmmed_monai.methods.voco import VoCo
+from lvmmed_monai.transforms.crops_3d import overlap_labels
 
 SMALL: dict[str, Any] = {
     "encoder_options": {"init_filters": 8},
@@ -124,7 +128,7 @@ class TestPreparation:
 
     def test_refuses_the_wrong_channels(self, tmp_path: Path) -> None:
         write_volume(tmp_path / "one.nii.gz", body(0))
-        with pytest.raises(UserError, match="2 channel"):
+        with pytest.raises(DataError, match="2 channel"):
             VolumePreparation((2.0, 2.0, 2.0), 2)({"image": str(tmp_path / "one.nii.gz"), "modality": "CT"})
 
 
@@ -139,7 +143,7 @@ class TestDataset:
         torch.testing.assert_close(sample["overlap"].sum(-1), torch.ones(3))
         assert sample["base_mask"].dtype == torch.bool
 
-    def test_a_sample_depends_on_its_key_and_nothing_else(self, datalist: Path, tmp_path: Path) -> None:
+    def test_point_15_a_sample_depends_on_its_key_and_nothing_else(self, datalist: Path, tmp_path: Path) -> None:
         dataset = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 3)
         first = dataset[(7, 2)]
         np.random.rand(5)
@@ -149,7 +153,7 @@ class TestDataset:
         other = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 4)[(7, 2)]
         assert not torch.equal(first["crops"], other["crops"])
 
-    def test_determinism_does_not_repeat_crops_or_augmentations(self, datalist: Path, tmp_path: Path) -> None:
+    def test_point_15_determinism_does_not_repeat_crops_or_augmentations(self, datalist: Path, tmp_path: Path) -> None:
         dataset = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 0)
         monai.utils.set_determinism(0)
         try:
@@ -162,23 +166,23 @@ class TestDataset:
                 assert not torch.equal(samples[one]["overlap"], samples[two]["overlap"])
                 assert not torch.equal(samples[one]["crops"], samples[two]["crops"])
 
-    def test_workers_do_not_change_the_samples(self, datalist: Path, tmp_path: Path) -> None:
+    def test_point_15_workers_do_not_change_the_samples(self, datalist: Path, tmp_path: Path) -> None:
         dataset = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 0)
         keys = [(draw, draw % 4) for draw in range(6)]
         loader = torch.utils.data.DataLoader(dataset, sampler=keys, batch_size=None, num_workers=2)
         for key, sample in zip(keys, loader, strict=True):
             assert torch.equal(sample["crops"], dataset[key]["crops"])
 
-    def test_the_cache_holds_deterministic_steps_only(self, datalist: Path, tmp_path: Path) -> None:
+    def test_point_16_the_cache_holds_deterministic_steps_only(self, datalist: Path, tmp_path: Path) -> None:
         dataset = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 0)
-        stored = [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.npy"))]
+        stored = [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.vol"))]
         first, second = dataset[(0, 0)], dataset[(4, 0)]
         assert not torch.equal(first["crops"], second["crops"])
         other = VoCo(**SMALL).dataset([datalist], "training", tmp_path / "cache", 99)
         assert other.cache.built == 0
-        assert [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.npy"))] == stored
+        assert [path.read_bytes() for path in sorted((tmp_path / "cache").rglob("*.vol"))] == stored
 
-    def test_without_augmentation_crops_are_windows_of_the_volume(
+    def test_point_03_without_augmentation_bases_are_windows_of_the_volume(
         self, make_datalist: Callable[..., Path], tmp_path: Path
     ) -> None:
         values = np.arange(24 * 24 * 8, dtype=float).reshape(24, 24, 8) % 700 - 300
@@ -191,18 +195,21 @@ class TestDataset:
                 expected = stored[:, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
                 assert torch.equal(plain["crops"][3 * i + j], expected)
 
-    def test_bases_in_padding_are_masked(self, make_datalist: Callable[..., Path], tmp_path: Path) -> None:
+    def test_point_19_bases_in_padding_are_masked(self, make_datalist: Callable[..., Path], tmp_path: Path) -> None:
         narrow = body(0)[:, :9, :8]
         dataset = VoCo(**SMALL).dataset([make_datalist([narrow])], "training", tmp_path / "cache", 0)
         plain = dataset.sample(np.random.default_rng(0), 0, augment_block=False, augment_crops=False)
         shares = (plain["crops"][:9] > 0.02).float().mean((1, 2, 3, 4))
         assert torch.equal(plain["base_mask"], shares >= 0.25)
         assert 3 <= int(plain["base_mask"].sum()) <= 6
+        labels, valid = mask_overlap(plain["overlap"][None], plain["base_mask"][None])
+        assert not labels[..., ~plain["base_mask"]].any()
+        torch.testing.assert_close(labels.sum(-1)[valid.any(-1)], torch.ones(int(valid.any(-1).sum())))
         method = VoCo(**SMALL)
         terms = method.step(batch_of(dataset, [(0, 0), (1, 0)]), method.network())
         assert torch.isfinite(terms["loss"])
 
-    def test_volumes_of_air_are_skipped_and_counted(
+    def test_point_19_volumes_of_air_are_skipped_and_counted(
         self, make_datalist: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         air = np.full(SHAPE, -1000.0)
@@ -238,6 +245,97 @@ class TestDataset:
         dataset[(0, 1)]
         assert asked
         assert not any(asked)
+
+
+def grey(item: dict[str, Any]) -> np.ndarray:
+    x, y, z = np.meshgrid(np.arange(40), np.arange(36), np.arange(20), indexing="ij")
+    return ((7 * x + 11 * y + 13 * z + item["number"] * x * y) % 101 + 20).astype(np.float32) / 120
+
+
+class TestCropOptions:
+    @pytest.fixture
+    def items(self, tmp_path: Path) -> list[dict[str, Any]]:
+        items = []
+        for number, modality in ((1, "CT"), (2, "MR")):
+            (tmp_path / str(number)).write_text(str(number))
+            about = {"modality": modality, "flip_safe": number == 1, "number": number}
+            items.append({"image": str(tmp_path / str(number)), **about})
+        return items
+
+    def dataset(self, items: list[dict[str, Any]], tmp_path: Path, **options: Any) -> VolumeCropDataset:
+        cache = VolumeCache(items, grey, tmp_path / "cache", settings={})
+        about: dict[str, Any] = {"grid": (3, 3), "edge": 8, "crops_per_volume": 3, "seed": 5, **options}
+        return VolumeCropDataset(items, cache, **about)
+
+    def test_defaults_give_what_they_gave_before_there_were_options(
+        self, items: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        """Numbers written down from the code as it was with axial grids only."""
+        dataset = self.dataset(items, tmp_path)
+        plain = dataset.sample(np.random.default_rng([5, 3, 1]), 1, augment_block=False)
+        assert plain.keys() == {"crops", "overlap", "base_mask"}
+        joined = b"".join(plain[key].numpy().tobytes() for key in ("crops", "overlap", "base_mask"))
+        assert sha256(joined).hexdigest() == "a296d210a6242156d6bf0823fd12bfba3efc0ebd81696b9e86f81dfad3fd1b33"
+        sample = dataset[(3, 1)]
+        assert float(sample["crops"].double().sum()) == pytest.approx(3111.376261, abs=1e-3)
+        assert float(sample["crops"][-1, 0, 3, 4, 5]) == pytest.approx(0.6096727, abs=1e-6)
+        assert sample["overlap"][0].tolist() == [0.046875, 0.078125, 0, 0.328125, 0.546875, 0, 0, 0, 0]
+        sample = self.dataset(items, tmp_path, grid=(2, 3))[(4, 0)]
+        assert float(sample["crops"].double().sum()) == pytest.approx(2662.387083, abs=1e-3)
+        assert sample["overlap"][0].tolist() == [0, 0.125, 0.125, 0, 0.375, 0.375]
+
+    def test_layers_carry_their_depth(self, items: list[dict[str, Any]], tmp_path: Path) -> None:
+        dataset = self.dataset(items, tmp_path, grid=(3, 2, 2), crops_per_volume=40)
+        assert dataset.block_size == (24, 16, 16)
+        sample = dataset.sample(np.random.default_rng(0), 0, augment_block=False, augment_crops=False)
+        assert sample["crops"].shape == (12 + 40, 1, 8, 8, 8)
+        assert (sample["overlap"].shape, sample["depth"].shape) == ((40, 6), (40, 2))
+        assert sample["base_mask"].shape == (12,)
+        torch.testing.assert_close(sample["depth"].sum(-1), torch.ones(40))
+        block = torch.cat([torch.cat([torch.cat(list(sample["crops"][4 * i + 2 * j :][:2]), 3) for j in range(2)], 2)
+                           for i in range(3)], 1)  # fmt: skip
+        # Where a random crop lies is found by looking for it in the block that the bases make.
+        windows = block[0].unfold(0, 8, 1).unfold(1, 8, 1).unfold(2, 8, 1)
+        for crop, overlap, depth in zip(sample["crops"][12:], sample["overlap"], sample["depth"], strict=True):
+            places = (windows == crop[0]).flatten(3).all(-1).nonzero()
+            assert len(places) == 1
+            center = places[0] + 4
+            expected = overlap_labels(center, (3, 2, 2), 8)
+            torch.testing.assert_close((overlap[:, None] * depth).flatten(), expected)
+        terms = torch.utils.data.default_collate([dataset[(0, 0)], dataset[(1, 1)]])
+        assert terms["depth"].shape == (2, 40, 2)
+
+    def test_offset_moves_random_crops_along_z_and_not_their_labels(
+        self, items: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        dataset = self.dataset(items, tmp_path, z_offset=4, crops_per_volume=60, grid=(2, 2))
+        assert dataset.block_size == (16, 16, 16)
+        random = np.random.default_rng(1)
+        sample = dataset.sample(random, 0, augment_block=False, augment_crops=False)
+        assert "depth" not in sample
+        stored = torch.from_numpy(dataset.cache.read_window(0, (0, 0, 0), (40, 36, 20)))[0]
+
+        def places(crop: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+            windows = inside.unfold(0, 8, 1).unfold(1, 8, 1).unfold(2, 8, 1)
+            return (windows == crop[0]).flatten(3).all(-1).nonzero()[0]
+
+        x, y, z = places(sample["crops"][0], stored).tolist()
+        assert (places(sample["crops"][3], stored) - torch.tensor([x, y, z])).tolist() == [8, 8, 0]
+        near = stored[x : x + 16, y : y + 16, z - 4 : z + 12]
+        found = torch.stack([places(crop, near) for crop in sample["crops"][4:]])
+        assert set((found[:, 2] - 4).tolist()) == set(range(-4, 5))
+        torch.testing.assert_close(overlap_labels(found[:, :2] + 4, 2, 8), sample["overlap"])
+
+    def test_scaled_crops(self, items: list[dict[str, Any]], tmp_path: Path) -> None:
+        dataset = self.dataset(items, tmp_path, crop_scale=(0.5, 1.5), crops_per_volume=50)
+        assert dataset.block_size == (24, 24, 12)
+        sample = dataset[(0, 0)]
+        assert sample["crops"].shape == (59, 1, 8, 8, 8)
+        torch.testing.assert_close(sample["overlap"].sum(-1), torch.ones(50))
+        # A crop half as long can lie in one base from more places than one as long; a longer one never can.
+        assert float((sample["overlap"].amax(-1) == 1).float().mean()) > 0.1
+        assert float(sample["overlap"].amax(-1).min()) < 0.3
+        assert torch.equal(sample["crops"], dataset[(0, 0)]["crops"])
 
 
 class TestNetwork:
@@ -386,6 +484,13 @@ class TestContract:
         ("options", "message"),
         [
             ({"grid": 1}, "grid"),
+            ({"grid": (2, 2, 2, 2)}, "grid"),
+            ({"crop_scale": (1.0, 4.0)}, "crop_scale"),
+            ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+            ({"z_offset": -1}, "z_offset"),
+            ({"z_offset": 2, "grid": (2, 2, 2)}, "z_offset"),
+            ({"preset": "foot"}, "unknown preset"),
+            ({"base_gradient": "maybe"}, "true or false"),
             ({"crop_size": 9}, "crop_size"),
             ({"crops_per_volume": 0}, "crops_per_volume"),
             ({"spacing_mm": (1.0, 0.0, 1.0)}, "spacing_mm"),
