@@ -130,13 +130,15 @@ class TestMonitors:
 
     def test_effective_rank(self) -> None:
         random = torch.Generator().manual_seed(0)
-        directions = torch.linalg.qr(torch.randn(200, 5, generator=random) - 0.0).Q
-        directions = torch.linalg.qr(directions - directions.mean(0)).Q
-        assert effective_rank(directions) == pytest.approx(5.0, rel=1e-4)
-        assert effective_rank(directions[:, :1] * torch.ones(1, 3)) == pytest.approx(1.0, rel=1e-4)
-        # Shares .8 and .2 of the variance.
-        two = directions[:, :2] * torch.tensor([0.8, 0.2]).sqrt()
-        assert effective_rank(two + 7) == pytest.approx(math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)), rel=1e-4)
+        directions = torch.randn(200, 5, generator=random)
+        directions = torch.linalg.qr(directions - directions.mean(0)).Q * 200**0.5
+        # Neither the scale nor the mean of a feature matters, and features that say the same count once.
+        assert effective_rank(directions * torch.tensor([1.0, 2, 30, 4, 5]) + 7) == pytest.approx(5.0, rel=1e-3)
+        assert effective_rank(directions[:, :1] * torch.tensor([1.0, -2, 3])) == pytest.approx(1.0, rel=1e-3)
+        # Four features along one direction and one along another: shares .8 and .2 of the variance.
+        two = torch.cat((directions[:, :1].repeat(1, 4), directions[:, 1:2]), 1)
+        assert effective_rank(two) == pytest.approx(math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)), rel=1e-3)
+        assert effective_rank(torch.full((200, 5), 3.0)) == 1.0
 
     def test_of_a_collapsed_network(self, tmp_path: Path) -> None:
         method = small_method("simclr3d")
