@@ -27,8 +27,9 @@ __all__ = [
 _MONITOR_SEED = (20, 24, 4, 16)
 _CROPS_A_BLOCK = 4
 _BATCH = 32
+_EPS = 1e-5
 # Crops whose features vary along fewer directions than this look all alike to whatever is built on them.
-_LEAST_RANK = 1.5
+_LEAST_RANK = 1.2
 
 
 @contextmanager
@@ -65,8 +66,13 @@ def monitor_generators(dataset: VolumeBlocks, blocks: int) -> Iterator[tuple[np.
 
 
 def effective_rank(features: Tensor) -> float:
-    """Along how many directions (N, F) vary: exp of the entropy of the shares of variance (Roy and Vetterli 2007)."""
-    variances = torch.linalg.svdvals((features - features.mean(0)).double()).square()
+    """Along how many directions (N, F) vary: exp of the entropy of the shares of variance (Roy and Vetterli 2007).
+
+    Of standardised features: else the loudest few, which follow the brightness, hide all others. Features that hardly
+    vary at all do not count.
+    """
+    centred = (features - features.mean(0)).double()
+    variances = torch.linalg.svdvals(centred * torch.rsqrt(centred.square().mean(0) + _EPS)).square()
     share = variances / variances.sum().clamp_min(torch.finfo(torch.float64).tiny)
     return float(torch.exp(torch.special.entr(share).sum()))
 

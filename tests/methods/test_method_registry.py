@@ -14,6 +14,19 @@ def test_unknown_names_and_options() -> None:
         build_method("simclr")
     with pytest.raises(UserError, match=r"method 'lvm_med' does not take.*'width'"):
         build_method("lvm_med", width=3)
+    with pytest.raises(UserError, match=r"unknown method 'mae'.*mae3d"):
+        build_method("voco", {"mae": {}})
+    with pytest.raises(UserError, match=r"method 'mae3d' does not take.*'grid'"):
+        build_method("mae3d", {"mae3d": {"grid": 3}})
+
+
+def test_options_stand_under_the_name_of_their_method() -> None:
+    options = {"mae3d": {"mask_ratio": 0.75, "crop_size": 16}, "simclr3d": {"temperature": 0.1}, "none": None}
+    mae = build_method("mae3d", options, crop_size=32, spacing_mm=1.0)
+    assert (mae.mask_ratio, mae.crop_size) == (0.75, 16)
+    simclr = build_method("simclr3d", options, crop_size=32, spacing_mm=1.0)
+    assert (simclr.temperature, simclr.crop_size) == (0.1, 32)
+    assert build_method("none", options, crop_size=32).crop_size == 32
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
