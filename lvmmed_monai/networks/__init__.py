@@ -5,6 +5,7 @@ from __future__ import annotations
 from lvmmed_monai.networks.contract import Encoder, contract_problems
 from lvmmed_monai.networks.features import FeatureExtractor
 from lvmmed_monai.networks.registry import ENCODERS, build_encoder, encoder_names
+from lvmmed_monai.networks.swin_unetr import SwinUNETRNet
 from lvmmed_monai.networks.unet import SegmentationNet
 from lvmmed_monai.networks.weights import LoadReport, load_encoder, load_pretrained, read_encoder_file, save_encoder
 
@@ -14,6 +15,7 @@ __all__ = [
     "FeatureExtractor",
     "LoadReport",
     "SegmentationNet",
+    "SwinUNETRNet",
     "build_encoder",
     "contract_problems",
     "encoder_names",
