@@ -14,6 +14,7 @@ __all__ = ["METHODS", "build_method"]
 METHODS: dict[str, str] = {
     "lvm_med": "lvmmed_monai.methods.lvm_med:LVMMed",
     "voco": "lvmmed_monai.methods.voco:VoCo",
+    "voco_omni": "lvmmed_monai.methods.voco_omni:VoCoOmni",
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation, Spacing
 from numpy.typing import NDArray
 from torch import Tensor
@@ -70,6 +71,20 @@ class VolumePreparation:
         """The prepared array of a datalist item, (C, X, Y, Z), 0 to 1; without voxels where all is air.
 
         Raises:
+            DataError, UserError: as `resampled`.
+        """
+        return self.cropped(self.resampled(item))
+
+    def cropped(self, image: MetaTensor) -> NDArray[np.floating]:
+        """What `resampled` gave, cropped to the body."""
+        array = image.cpu().numpy()
+        box = foreground_box(array)
+        return array[(slice(None), *box)] if box else array[:, :0, :0, :0]
+
+    def resampled(self, item: Mapping[str, Any]) -> MetaTensor:
+        """The whole image of a datalist item, (C, X, Y, Z), 0 to 1, with the place of its voxels.
+
+        Raises:
             DataError: the image cannot be read.
             UserError: it has another number of channels.
         """
@@ -90,9 +105,7 @@ class VolumePreparation:
         window = self.ct_window if modality == "CT" else None
         for channel in range(self.in_channels):
             image[channel] = scale_intensity(image[channel], modality, window)
-        array = self._resample(image).clamp(0, 1).cpu().numpy()
-        box = foreground_box(array)
-        return array[(slice(None), *box)] if box else array[:, :0, :0, :0]
+        return cast(MetaTensor, self._resample(image).clamp(0, 1))
 
 
 class VolumeBlocks(Dataset):

@@ -16,7 +16,8 @@ def test_unknown_names_and_options() -> None:
         build_method("lvm_med", width=3)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+# "voco_omni" needs labelled volumes: see its own tests.
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"voco_omni"}))
 def test_names_agree(name: str) -> None:
     assert build_method(name, encoder_name="resnet18" if name == "lvm_med" else "segresnet_tiny").name == name
 
