@@ -31,8 +31,8 @@ from scipy.ndimage import zoom
 
 from lvmmed_monai.data.datalist import write_datalist
 from lvmmed_monai.data.volume_cache import VolumeCache
+from lvmmed_monai.methods._preparation import VolumePreparation, prepared_volumes
 from lvmmed_monai.methods._voco_data import VolumeCropDataset
-from lvmmed_monai.methods._volumes import VolumePreparation, prepared_volumes
 from lvmmed_monai.results import new_results, write_results
 
 STORES = ("cache of chunks", "plain arrays", "PersistentDataset")

@@ -1,10 +1,11 @@
-"""What a pre-training run leaves behind: the encoder file and the bare weights of its inference network."""
+"""What a pre-training run leaves behind: the encoder file, and bare weights of networks that have it in them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lvmmed_monai.files import atomic_path
 from lvmmed_monai.networks import Encoder
 from lvmmed_monai.results import environment
 
-__all__ = ["provenance", "write_feature_model"]
+__all__ = ["provenance", "write_exports", "write_feature_model"]
 
 PathLike = str | os.PathLike[str]
 
@@ -49,5 +50,16 @@ def write_feature_model(path: PathLike, encoder: Encoder) -> None:
     # A module's state dict, not a plain dictionary: its metadata says what the shapes of its tensors do not.
     state = nn.ModuleDict({"encoder": encoder}).state_dict()
     state.update({key: tensor.cpu() for key, tensor in state.items()})
+    _write(path, state)
+
+
+def write_exports(encoder_path: PathLike, exports: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Write each bare state dict of ``exports`` to ``<name>.pt`` in the folder of the encoder file, atomically."""
+    for name, state in exports.items():
+        tensors = {key: tensor.detach().cpu() for key, tensor in state.items()}
+        _write(Path(encoder_path).with_name(f"{name}.pt"), tensors)
+
+
+def _write(path: PathLike, state: Mapping[str, torch.Tensor]) -> None:
     with atomic_path(path) as temporary:
         torch.save(state, temporary)

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from lvmmed_monai.data import summarise
 from lvmmed_monai.data.sampling import StepBatchSampler
-from lvmmed_monai.engines.outputs import provenance, write_feature_model
+from lvmmed_monai.engines.outputs import provenance, write_exports, write_feature_model
 from lvmmed_monai.engines.steps import (
     autocast_dtype,
     memory_error_as_user_error,
@@ -49,7 +49,11 @@ def _number(value: torch.Tensor | float) -> float:
 
 
 class Method(Protocol):
-    """What the loop asks of a self-supervised method (classes in `lvmmed_monai.methods`)."""
+    """What the loop asks of a self-supervised method (classes in `lvmmed_monai.methods`).
+
+    A method that learns more than an encoder may also have ``exports()``: state dicts by name, each of which is
+    written to ``<name>.pt`` beside the encoder file.
+    """
 
     name: str
     metric_directions: Mapping[str, bool]
@@ -295,6 +299,8 @@ class Pretrainer(Trainer):
             save_encoder(self.encoder_path, encoder, input=self.method.input_spec(), provenance=about)
         if self.model_path is not None:
             write_feature_model(self.model_path, encoder)
+        if self.encoder_path is not None and hasattr(self.method, "exports"):
+            write_exports(self.encoder_path, self.method.exports())
 
     # -- interruption and resume -----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ __all__ = ["METHODS", "build_method"]
 METHODS: dict[str, str] = {
     "lvm_med": "lvmmed_monai.methods.lvm_med:LVMMed",
     "voco": "lvmmed_monai.methods.voco:VoCo",
+    "voco_omni": "lvmmed_monai.methods.voco_omni:VoCoOmni",
     "mae3d": "lvmmed_monai.methods.mae3d:MAE3D",
     "simclr3d": "lvmmed_monai.methods.simclr3d:SimCLR3D",
     "none": "lvmmed_monai.methods.none:Scratch",

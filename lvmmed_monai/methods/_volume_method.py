@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from lvmmed_monai.data.datalist import load_pool
 from lvmmed_monai.data.volume_cache import VolumeCache
-from lvmmed_monai.errors import DataError, UserError
-from lvmmed_monai.methods._volumes import VolumePreparation
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.methods._preparation import VolumePreparation, prepared_volumes
 from lvmmed_monai.networks import Encoder, build_encoder
 
 __all__ = ["PATIENCE_STEPS", "VolumeMethod", "last_monitors"]
@@ -85,16 +84,8 @@ class VolumeMethod:
     def volumes(
         self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path
     ) -> tuple[list[dict[str, Any]], VolumeCache]:
-        """Items of a section of datalists, and their prepared volumes: stored at the first call, by any 3D method.
-
-        Raises:
-            UserError: a datalist is not valid, or a volume has another number of channels.
-            DataError: a volume is missing or cannot be read, or none is left.
-        """
-        items = load_pool(datalists, section)
-        if not items:
-            raise DataError(f"no volumes; section {section!r} of the datalists; add some or name another section")
-        return items, VolumeCache(items, self.preparation, cache_dir, settings=self.preparation.settings)
+        """Items of a section of datalists, and their prepared volumes; see `prepared_volumes`."""
+        return prepared_volumes(datalists, section, cache_dir, self.preparation)
 
     def _spacing(self, spacing: float | Sequence[float]) -> tuple[float, float, float]:
         values = (spacing,) * 3 if isinstance(spacing, int | float) else tuple(spacing)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss, joint_labels, overlap_similarity
+from lvmmed_monai.methods._preparation import VolumePreparation, prepared_volumes
 from lvmmed_monai.methods._voco_data import VolumeCropDataset, block_size
 from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, position_scores
 from lvmmed_monai.methods._voco_network import VoCoNetwork
-from lvmmed_monai.methods._volumes import VolumePreparation, prepared_volumes
 from lvmmed_monai.networks import Encoder, build_encoder
 from lvmmed_monai.options import true_or_false
 

@@ -15,6 +15,11 @@ SHIPPED = {folder.name: folder for folder in bundle_folders()}
 NAMES = sorted(SHIPPED)
 SEGMENTATION = [name for name in NAMES if "segmentation" in name]
 PRETRAINING = [name for name in NAMES if "pretrain" in name]
+# Configurations of one bundle alone that are laid over its train.
+OVERLAYS = {
+    name: sorted(json.loads((folder / "params.json").read_text()).get("overlays", {}))
+    for name, folder in SHIPPED.items()
+}
 SHAPE = (40, 36, 10)
 AFFINE = np.array([[-4.5, 0, 0, 80.5], [0, -4.5, 0, 70.25], [0, 0, 9, -33], [0, 0, 0, 1]])
 
@@ -59,4 +64,5 @@ def write_volumes(folder: Path) -> Path:
 def small(name: str, config: str) -> dict[str, Any]:
     """Settings that make a bundle run within a second."""
     smoke = json.loads((SHIPPED[name] / "params.json").read_text())["smoke"]
-    return {**smoke["all"], **({} if config == "inference" else smoke["train"])}
+    own = smoke.get(config, {}) if config in OVERLAYS[name] else {}
+    return {**smoke["all"], **({} if config == "inference" else smoke["train"]), **own}

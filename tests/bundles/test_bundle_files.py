@@ -9,6 +9,7 @@ import pytest
 
 from lvmmed_monai.cli._bundle_files import build_bundle, bundle_folders, copy_bundle
 from lvmmed_monai.cli.bundles import Action, bundles
+from lvmmed_monai.cli.run import config_files
 from lvmmed_monai.errors import UserError
 
 
@@ -46,7 +47,8 @@ def test_copy_is_complete_and_holds_no_runs(folder: Path, tmp_path: Path) -> Non
     copy = copy_bundle(folder.name, tmp_path / folder.name)
     assert copy == tmp_path / folder.name
     found = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
-    configs = ("evaluate", "inference", "metadata", "multi_gpu_train", "train")
+    own = json.loads((folder / "params.json").read_text()).get("overlays", {})
+    configs = ("evaluate", "inference", "metadata", "multi_gpu_train", "train", *own)
     assert found == {"LICENSE", "docs/README.md", "configs/logging.conf", *(f"configs/{one}.json" for one in configs)}
 
 
@@ -77,9 +79,27 @@ def test_build_names_what_changed(tmp_path: Path) -> None:
     (root / source.name).mkdir(parents=True)
     (root / "_shared").symlink_to(source.parent / "_shared")
     (root / source.name / "params.json").write_text((source / "params.json").read_text())
-    assert len(build_bundle(root / source.name)) == 7
+    overlays = json.loads((source / "params.json").read_text()).get("overlays", {})
+    assert len(build_bundle(root / source.name)) == 7 + len(overlays)
     assert build_bundle(root / source.name) == []
     path = root / source.name / "configs" / "train.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     assert build_bundle(root / source.name) == [path]
     assert read(root / source.name, "train") == read(source, "train")
+
+
+def test_overlays_of_a_bundle_become_files_that_are_laid_over_train(tmp_path: Path) -> None:
+    source = next(folder for folder in bundle_folders() if folder.name == "voco_pretrain")
+    root = tmp_path / "bundles"
+    (root / source.name).mkdir(parents=True)
+    (root / "_shared").symlink_to(source.parent / "_shared")
+    params = json.loads((source / "params.json").read_text())
+    overlay = {"encoder_name": "swinunetr_b", "train#handlers#0#interval_steps": 7}
+    params["overlays"] = {"small": overlay}
+    (root / source.name / "params.json").write_text(json.dumps(params))
+    assert root / source.name / "configs" / "small.json" in build_bundle(root / source.name)
+    assert read(root / source.name, "small") == overlay
+    assert config_files(root / source.name, "small") == [
+        root / source.name / "configs" / f"{name}.json" for name in ("train", "small")
+    ]
+    assert build_bundle(root / source.name) == []

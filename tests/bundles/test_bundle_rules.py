@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_material import NAMES, PRETRAINING, SEGMENTATION, SHIPPED, small
+from bundle_material import NAMES, OVERLAYS, PRETRAINING, SEGMENTATION, SHIPPED, small
 from monai.bundle import ConfigParser, ckpt_export, create_workflow, verify_net_in_out
 from monai.bundle import run as run_bundle
 from monai.transforms import Invertd, LoadImaged, SaveImaged
@@ -278,6 +278,23 @@ def test_training_leaves_its_results(name: str, trained: Any, elsewhere: Path) -
     assert results["curves"]["loss"]
     assert results["data"]["datalists"][0]["name"] == "spheres"
     assert not list(elsewhere.iterdir()), "a run wrote into the working directory"
+
+
+@pytest.mark.parametrize(("name", "overlay"), [(name, one) for name in NAMES for one in OVERLAYS[name]])
+def test_overlay_trains(name: str, overlay: str, datalist: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(name, tmp_path)
+    config = json.loads((bundle / "configs" / f"{overlay}.json").read_text())
+    labelled = {"labelled_datalist": str(datalist)} if "labelled_datalist" in config else {}
+    run(bundle, overlay, datalist=str(datalist), **labelled)
+    results = read_results(bundle / "output" / "train" / "results.json")
+    steps = small(name, overlay)["max_epochs"] * small(name, overlay)["epoch_length"]
+    assert results["curves"]["loss"][-1][0] == steps
+    assert all(value is not None for _, value in results["curves"]["loss"])
+    assert (bundle / "models" / "encoder.pt").is_file()
+    if labelled:
+        assert [step for step, _ in results["curves"]["pseudo"]] == list(range(steps // 2 + 1, steps + 1))
+        assert torch.load(bundle / "models" / "segmentation.pt", weights_only=True)
+        assert len(results["data"]["datalists"]) == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,10 +19,10 @@ from lvmmed_monai.data.volume_cache import VolumeCache
 from lvmmed_monai.errors import DataError, UserError
 from lvmmed_monai.losses.volume_contrast import mask_overlap, overlap_similarity
 from lvmmed_monai.methods import build_method
+from lvmmed_monai.methods._preparation import VolumePreparation
 from lvmmed_monai.methods._voco_data import VolumeCropDataset
 from lvmmed_monai.methods._voco_monitors import position_scores
 from lvmmed_monai.methods._voco_network import Projector, standardise
-from lvmmed_monai.methods._volumes import VolumePreparation
 from lvmmed_monai.methods.voco import VoCo
 from lvmmed_monai.transforms.crops_3d import overlap_labels
 

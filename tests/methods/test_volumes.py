@@ -15,7 +15,7 @@ import torch
 
 from lvmmed_monai.data.datalist import write_datalist
 from lvmmed_monai.errors import DataError, UserError
-from lvmmed_monai.methods._volumes import VolumePreparation, prepared_volumes
+from lvmmed_monai.methods._preparation import VolumePreparation, prepared_volumes
 from lvmmed_monai.methods.voco import VoCo
 from lvmmed_monai.transforms.body_parts import BODY_PART_PRESETS, preset_of_body_part
 
