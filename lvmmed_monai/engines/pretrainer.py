@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from lvmmed_monai.data import summarise
 from lvmmed_monai.data.sampling import StepBatchSampler
+from lvmmed_monai.engines.alarms import note_alarms
 from lvmmed_monai.engines.outputs import provenance, write_feature_model
 from lvmmed_monai.engines.steps import (
     autocast_dtype,
@@ -62,6 +63,8 @@ class Method(Protocol):
 
     def monitors(self, dataset: Dataset) -> dict[str, float]: ...
 
+    def alarms(self, history: Mapping[str, Any]) -> list[str]: ...
+
     def encoder(self) -> Encoder: ...
 
     def input_spec(self) -> dict[str, Any]: ...
@@ -75,7 +78,8 @@ class Pretrainer(Trainer):
     process group the network is wrapped, the sampler divided, and rank 0 alone monitors and writes.
 
     ``history`` holds what the run has measured: ``curves`` {name: [[step, value], ...]}, ``monitors``
-    [[step, {name: value}], ...], ``seconds`` {training, waiting_for_data, monitors}.
+    [[step, {name: value}], ...], ``alarms`` [[first step, last step, sentence], ...] of the method, ``seconds``
+    {training, waiting_for_data, monitors}, ``total_steps``.
 
     Args:
         method: the self-supervised method.
@@ -143,6 +147,8 @@ class Pretrainer(Trainer):
         self.history: dict[str, Any] = {
             "curves": {},
             "monitors": [],
+            "alarms": [],
+            "total_steps": self.total_steps,
             "seconds": {"training": 0.0, "waiting_for_data": 0.0, "monitors": 0.0},
         }
         self.settings = self._settings()
@@ -264,6 +270,7 @@ class Pretrainer(Trainer):
         if done % max(1, self.total_steps // _CURVE_POINTS) == 0 or done in (1, self.total_steps):
             for name, value in self.state.output.items():
                 self.history["curves"].setdefault(name, []).append([done, value if math.isfinite(value) else None])
+            self._note_alarms()
         if self.monitor_interval and done % self.monitor_interval == 0 and done < self.total_steps:
             self._monitor()
 
@@ -279,10 +286,16 @@ class Pretrainer(Trainer):
             "step %d: %s", self.state.iteration, ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         )
 
+    def _note_alarms(self) -> None:
+        new = note_alarms(self.history["alarms"], self.method.alarms(self.history), self.state.iteration)
+        for sentence in new if self.is_writer else ():
+            logger.warning("alarm at step %d: %s", self.state.iteration, sentence)
+
     def _finish(self) -> None:
         monitors = self.history["monitors"]
         if not monitors or monitors[-1][0] != self.state.iteration:
             self._monitor()
+            self._note_alarms()
         if self.is_writer:
             self._write_outputs()
 

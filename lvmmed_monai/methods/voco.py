@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from lvmmed_monai.data.datalist import load_pool
 from lvmmed_monai.data.volume_cache import VolumeCache
 from lvmmed_monai.errors import DataError, UserError
-from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss, overlap_similarity
+from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss
+from lvmmed_monai.methods._voco_alarms import voco_alarms
 from lvmmed_monai.methods._voco_data import VolumeCropDataset
-from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, position_scores
+from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, training_numbers
 from lvmmed_monai.methods._voco_network import VoCoNetwork
 from lvmmed_monai.methods._volumes import VolumePreparation
 from lvmmed_monai.networks import Encoder, build_encoder
@@ -101,7 +101,7 @@ class VoCo:
     @property
     def metric_directions(self) -> dict[str, bool]:
         """Whether more is better, for each name that `monitors` gives."""
-        directions: dict[str, bool] = {}
+        directions: dict[str, bool] = {"effective_rank": True}
         for view in ("clean", "aug"):
             for score, higher in _SCORES.items():
                 directions |= {f"{score}_{view}": higher, f"{score}_{view}_features": higher}
@@ -166,9 +166,7 @@ class VoCo:
         crops, bases = student[:, count:], student[:, :count]
         crops_teacher, bases_teacher = teacher[:, count:], teacher[:, :count]
         terms = self.loss(crops, bases, crops_teacher, bases_teacher, overlap, mask)
-        with torch.no_grad():
-            scores = position_scores(overlap, overlap_similarity(crops, bases_teacher), mask)
-        return {**terms, "argmax_accuracy": scores["argmax_accuracy"]}
+        return {**terms, **training_numbers(student, teacher, overlap, mask)}
 
     def after_step(self, network: nn.Module) -> None:
         """Move the teacher; to be called once after each optimiser step."""
@@ -180,16 +178,20 @@ class VoCo:
 
         ``…_clean``: crops as they are; ``…_aug``: each crop augmented on its own, which takes most of the voxels that
         overlapping crops share out of the game: judge there. ``…_features``: the same of the encoder's pooled
-        features, without the projector. ``histogram_…``: of grey values alone.
+        features, without the projector. ``histogram_…``: of grey values alone. ``effective_rank``: of augmented crops.
         """
         found: dict[str, float] = {}
         for view in ("clean", "aug"):
-            embedded, pooled = network_scores(
+            embedded, pooled, found["effective_rank"] = network_scores(
                 self._network, dataset, blocks=self.monitor_blocks, crops=_MONITOR_CROPS, augmented=view == "aug"
             )
             found |= {f"{score}_{view}": value for score, value in embedded.items()}
             found |= {f"{score}_{view}_features": value for score, value in pooled.items()}
         return found | self._histogram_of(dataset)
+
+    def alarms(self, history: Mapping[str, Any]) -> list[str]:
+        """What is going wrong in a run, in plain words; see `voco_alarms`."""
+        return voco_alarms(history, self.grid, self.crop_size, self.loss_mode)
 
     def _histogram_of(self, dataset: VolumeCropDataset) -> dict[str, float]:
         if dataset not in self._histogram:

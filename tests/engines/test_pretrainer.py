@@ -58,6 +58,17 @@ class TestRun:
         assert rates[-1] < 1e-3
         assert all(seconds > 0 for seconds in engine.history["seconds"].values())
 
+    def test_an_alarm_is_logged_once_and_kept_with_its_steps(self, caplog: pytest.LogCaptureFixture) -> None:
+        method = TinyMethod()
+        method.flat_from = 8
+        with caplog.at_level(logging.WARNING):
+            engine = build(method)
+            engine.run()
+        assert engine.history["alarms"] == [[8, 12, "the level is flat at step 12"]]
+        assert [record.message for record in caplog.records if "flat" in record.message] == [
+            "alarm at step 8: the level is flat at step 8"
+        ]
+
     def test_outputs(self, tmp_path: Path) -> None:
         method = TinyMethod()
         item = {"image": "a.nii.gz", "subject": "s1"}
