@@ -81,7 +81,8 @@ def generated_configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """``(file name, content)`` of each configuration that a bundle's ``params.json`` and the shared parts make.
 
     ``params.json`` holds ``shared`` (a folder of ``_shared``), ``common`` (for train and inference) and one
-    object for each configuration, merged over the shared file of its name.
+    object for each configuration, merged over the shared file of its name; ``overlays`` {name: object} are
+    configurations of this bundle alone, to be laid over train.
     """
     params = read_json(folder / "params.json", "bundle parameters")
     shared = folder.parent / "_shared" / params["shared"]
@@ -97,6 +98,8 @@ def generated_configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         else:
             config = _merged_overlay(part, own)
         yield f"{name}.json", config
+    for name, overlay in params.get("overlays", {}).items():
+        yield f"{name}.json", dict(overlay)
     yield "metadata.json", metadata
 
 

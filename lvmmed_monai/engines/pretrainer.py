@@ -25,12 +25,17 @@ from lvmmed_monai.engines.alarms import note_alarms
 from lvmmed_monai.engines.outputs import provenance, write_feature_model
 from lvmmed_monai.engines.steps import (
     autocast_dtype,
+    check_parts,
+    gradients_exchanged,
+    mean_numbers,
     memory_error_as_user_error,
     plain_options,
+    split_batch,
     step_seed,
     structure_hash,
     to_device,
 )
+from lvmmed_monai.engines.time_limit import TimeLimit
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import output_folder
 from lvmmed_monai.networks import Encoder, save_encoder
@@ -42,10 +47,6 @@ logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 # Points of a curve that are kept; a longer run keeps every n-th step.
 _CURVE_POINTS = 500
-
-
-def _number(value: torch.Tensor | float) -> float:
-    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
 class Method(Protocol):
@@ -89,6 +90,10 @@ class Pretrainer(Trainer):
         epoch_length: steps of an epoch.
         lr_scheduler: stepped after every optimiser step; None keeps the rate.
         device: where to train.
+        accumulate: parts that a step's batch is cut into, one after the other, to save memory; the numbers logged are
+            their means. What a method compares within a batch (VoCo's neighbouring volume) it then compares in a part.
+        max_hours: this start ends after the step in which so many hours are over, in all processes after the same
+            step: outputs of the run so far are written, and the same command continues it. None trains to the end.
         amp: mixed precision on a GPU (bfloat16 where it has it, else float16); no effect on a CPU.
         clip_norm: largest norm of the gradient; None does not clip.
         seed: seed of everything that is random in a step.
@@ -116,6 +121,8 @@ class Pretrainer(Trainer):
         epoch_length: int,
         lr_scheduler: Any | None = None,
         device: torch.device | str = "cpu",
+        accumulate: int = 1,
+        max_hours: float | None = None,
         amp: bool = False,
         clip_norm: float | None = None,
         seed: int = 0,
@@ -138,9 +145,11 @@ class Pretrainer(Trainer):
         self.method, self.optimizer, self.lr_scheduler = method, optimizer, lr_scheduler
         self.seed, self.amp_requested, self.clip_norm = seed, amp, clip_norm
         self.held_out, self.monitor_interval = held_out, monitor_interval
+        self.accumulate, self.time_limit = accumulate, TimeLimit(max_hours)
         self.encoder_path, self.model_path, self.datalists = encoder_path, model_path, list(datalists)
         self.total_steps = max_epochs * epoch_length
         self.sampler = self._share_sampler(train_data_loader)
+        check_parts(self.sampler.batch_size, accumulate)
         self.network = self._wrap(method.network().to(device) if network is None else network)
         self.autocast_dtype = autocast_dtype(amp, device)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype == torch.float16)
@@ -204,6 +213,7 @@ class Pretrainer(Trainer):
             "seed": self.seed,
             "total steps": self.total_steps,
             "batch size": self.sampler.batch_size,
+            "accumulate": self.accumulate,
             "processes": self.sampler.world_size,
             "items": self.sampler.length,
             "datalists": [summarise(path)["sha256"] for path in self.datalists],
@@ -222,6 +232,7 @@ class Pretrainer(Trainer):
 
     def _begin(self) -> None:
         self.sampler.start_step = self.state.iteration
+        self.time_limit.start()
         if self.state.iteration == 0:
             self._monitor()
 
@@ -236,25 +247,33 @@ class Pretrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, float]:
         step = self.state.iteration - 1
         torch.manual_seed(step_seed(self.seed, step, self.state.rank))
-        device = self.state.device
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = split_batch(batchdata, self.accumulate)
+        outputs = []
         with memory_error_as_user_error(self.sampler.batch_size):
-            batch = to_device(batchdata, device)
-            with torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                output = self.method.step(batch, self.network)
+            for number, part in enumerate(parts, start=1):
+                with gradients_exchanged(self.network, number == len(parts)):
+                    outputs.append(self._backward(to_device(part, self.state.device), step))
             rate = self.optimizer.param_groups[0]["lr"]
-            self._update(output["loss"], step)
+            self._update()
         self.method.after_step(self.inner_network)
-        return {**{name: _number(value) for name, value in output.items()}, "learning_rate": rate}
+        return {**mean_numbers(outputs), "learning_rate": rate}
 
-    def _update(self, loss: torch.Tensor, step: int) -> None:
+    def _backward(self, part: dict[str, Any], step: int) -> dict[str, Any]:
+        """The gradient of one part of the batch, added to that of the parts before."""
+        with torch.autocast(self.state.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            output = self.method.step(part, self.network)
+        loss = output["loss"]
         if not torch.isfinite(loss.detach()):
             rate = self.optimizer.param_groups[0]["lr"]
             raise UserError(
                 f"the loss is {float(loss.detach())} at step {step} (learning rate {rate:.3g}); {self.method.name}; "
                 "use a lower learning rate, set clip_norm, or turn amp off"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.scale(loss / self.accumulate).backward()
+        return output
+
+    def _update(self) -> None:
         if self.clip_norm is not None:
             self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.inner_network.parameters(), self.clip_norm)
@@ -273,6 +292,8 @@ class Pretrainer(Trainer):
             self._note_alarms()
         if self.monitor_interval and done % self.monitor_interval == 0 and done < self.total_steps:
             self._monitor()
+        if done < self.total_steps and self.time_limit.is_over(self.state.device):
+            self.terminate()
 
     def _monitor(self) -> None:
         if self.held_out is None or not self.is_writer:
@@ -298,11 +319,18 @@ class Pretrainer(Trainer):
             self._note_alarms()
         if self.is_writer:
             self._write_outputs()
+        if self.state.iteration < self.total_steps:
+            logger.warning(
+                "stopped after %.1f hours at step %d of %d; run the same command again to continue",
+                self.time_limit.hours_gone,
+                self.state.iteration,
+                self.total_steps,
+            )
 
     def _write_outputs(self) -> None:
         encoder = self.method.encoder()
         if self.encoder_path is not None:
-            about = provenance(self.method.name, self.datalists, self.total_steps, self.seed)
+            about = provenance(self.method.name, self.datalists, self.state.iteration, self.seed)
             save_encoder(self.encoder_path, encoder, input=self.method.input_spec(), provenance=about)
         if self.model_path is not None:
             write_feature_model(self.model_path, encoder)

@@ -7,8 +7,8 @@ Names, in curves and results:
 ``argmax_accuracy``                 how often the most similar base is the one that a crop lies in most
 ``positive_logit``, ``zero_logit``  mean similarity of crops to bases that they overlap, and to those that they do not
 ``embedding_spread``                standard deviation of the unit embeddings by dimension * sqrt(C): 1 spread, 0 equal
-``teacher_distance``                1 - cosine of student and teacher on the same crops; at step 1, with the teacher a copy,
-                                    what dropout alone does
+``teacher_distance``                1 - cosine of student and teacher on the same crops; at step 1, the teacher being a
+                                    copy, what dropout alone does
 ``empty_bases``                     share of base crops that show air and are left out
 ``…_clean``, ``…_aug``              held out, on crops as they are and on crops augmented each on its own
 ``…_features``, ``histogram_…``     the same of the encoder's pooled features, and of grey values alone
@@ -152,8 +152,9 @@ def network_scores(
     for batch in _batches(dataset, blocks, crops, augmented):
         count = batch["base_mask"].shape[1]
         counted = counted_crops(batch["overlap"], batch["base_mask"]).to(device)
-        features = network.features(batch["crops"].to(device), counted)
-        student, teacher = network.projector(features, counted), network.teacher(features, counted)
+        views = batch["crops"].to(device)
+        features = network.features(views, counted)
+        student, teacher = network.projector(features, counted), network.teach(views, counted, features)
         embeddings.append(student[counted].cpu())
         embedded = overlap_similarity(student[:, count:], teacher[:, :count])
         pooled = overlap_similarity(features[:, count:], features[:, :count])

@@ -251,8 +251,9 @@ class LVMMed:
             return []
         return [
             f"the features collapse: held-out pictures differ in {rank:.1f} directions, {rank_before:.1f} without "
-            f"training, and matching is right in {matching:.0%}, {matching_before:.0%} without training; likely causes: "
-            "a high learning rate, too few or too similar pictures in a batch; lower learning_rate, raise batch_size"
+            f"training, and matching is right in {matching:.0%}, {matching_before:.0%} without training; likely "
+            "causes: a high learning rate, too few or too similar pictures in a batch; lower learning_rate or raise "
+            "batch_size"
         ]
 
     def _centred_features(self, dataset: ViewPairs, order: np.ndarray) -> tuple[Tensor, Tensor]:

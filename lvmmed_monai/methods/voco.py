@@ -46,8 +46,10 @@ class VoCo:
         ct_window: HU that become 0 and 1, or None for the package's window.
         loss_mode: ``fixed``, ``v2``, ``v1`` or ``paper``.
         base_gradient: let the intra term's gradient pass through the bases, which learns faster in short runs; None
-            for yes in ``fixed``, no in the published forms.
-        momentum: of the teacher.
+            for yes in ``fixed`` without ``encoder_ema``, no otherwise.
+        momentum: of the teacher's projector.
+        encoder_ema: momentum of a slow copy of the whole encoder for the teacher, as in VoCo's first version; it takes
+            the memory of the weights once more and a second forward pass. None: student and teacher share the encoder.
         dropout: of the student's standardised features.
         projector: widths of the projector's hidden layers and of the embedding; (1024, 1024) as published.
         monitor_blocks: blocks that `monitors` looks at, 8 random crops each.
@@ -72,6 +74,7 @@ class VoCo:
         loss_mode: Mode = "fixed",
         base_gradient: bool | None = None,
         momentum: float = 0.9,
+        encoder_ema: float | None = None,
         dropout: float = 0.1,
         projector: Sequence[int] = (256, 128),
         monitor_blocks: int = 32,
@@ -80,11 +83,13 @@ class VoCo:
         self.crop_size = crop_size
         self.crops_per_volume = crops_per_volume
         self.loss_mode = loss_mode
-        self.base_gradient = loss_mode == "fixed" if base_gradient is None else base_gradient
-        self.momentum = momentum
+        shared = encoder_ema is None
+        self.base_gradient = loss_mode == "fixed" and shared if base_gradient is None else base_gradient
+        self.momentum, self.encoder_ema = momentum, encoder_ema
         self.dropout = dropout
         self.monitor_blocks = monitor_blocks
-        _check_sizes(crop_size, crops_per_volume, momentum, monitor_blocks)
+        _check_sizes(crop_size, crops_per_volume, monitor_blocks)
+        _check_teacher(momentum, encoder_ema, self.base_gradient)
         self.preparation = VolumePreparation(_spacing(spacing_mm), in_channels, _window(ct_window))
         self.loss = VoCoLoss(loss_mode, base_gradient=self.base_gradient)
         if len(projector) != 2 or min(projector) < 1:
@@ -94,7 +99,12 @@ class VoCo:
             raise UserError(f"encoder {encoder_name!r} is not 3D; VoCo; choose a 3D encoder such as segresnet_tiny")
         hidden, out_features = projector
         self._network = VoCoNetwork(
-            encoder, hidden=hidden, out_features=out_features, dropout=dropout, base_gradient=self.base_gradient
+            encoder,
+            hidden=hidden,
+            out_features=out_features,
+            dropout=dropout,
+            base_gradient=self.base_gradient,
+            own_encoder=not shared,
         )
         self._histogram: WeakKeyDictionary[VolumeCropDataset, dict[str, float]] = WeakKeyDictionary()
 
@@ -171,7 +181,7 @@ class VoCo:
     def after_step(self, network: nn.Module) -> None:
         """Move the teacher; to be called once after each optimiser step."""
         # Under DDP the network is wrapped; it is this one in either case.
-        self._network.update_teacher(self.momentum)
+        self._network.update_teacher(self.momentum, self.encoder_ema)
 
     def monitors(self, dataset: VolumeCropDataset) -> dict[str, float]:
         """Scores on held-out volumes, always on the same blocks and crops.
@@ -227,7 +237,7 @@ def _window(window: Sequence[float] | None) -> tuple[float, float] | None:
     return float(window[0]), float(window[1])
 
 
-def _check_sizes(crop_size: int, crops_per_volume: int, momentum: float, monitor_blocks: int) -> None:
+def _check_sizes(crop_size: int, crops_per_volume: int, monitor_blocks: int) -> None:
     if crop_size < 2 or crop_size % 2:
         raise UserError(f"crop_size must be even and at least 2, got {crop_size}; VoCo; correct it")
     if crops_per_volume < 1 or monitor_blocks < 1:
@@ -235,5 +245,14 @@ def _check_sizes(crop_size: int, crops_per_volume: int, momentum: float, monitor
             f"crops_per_volume and monitor_blocks must be at least 1, got {crops_per_volume} and {monitor_blocks}; "
             "VoCo; correct them"
         )
-    if not 0 <= momentum <= 1:
-        raise UserError(f"momentum must lie between 0 and 1, got {momentum}; VoCo; correct it")
+
+
+def _check_teacher(momentum: float, encoder_ema: float | None, base_gradient: bool) -> None:
+    for name, value in (("momentum", momentum), ("encoder_ema", encoder_ema)):
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{name} must lie between 0 and 1, got {value}; VoCo; correct it")
+    if encoder_ema is not None and base_gradient:
+        raise UserError(
+            "no gradient passes through the bases when the teacher has an encoder of its own; VoCo; "
+            "set base_gradient to false or encoder_ema to null"
+        )

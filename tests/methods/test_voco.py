@@ -290,6 +290,30 @@ class TestTeacher:
             method.after_step(network)
             assert all(torch.allclose(slow, torch.tensor(expected)) for slow in network.teacher.parameters())
 
+    def test_point_21_a_whole_encoder_may_be_taught(self, datalist: Path, tmp_path: Path) -> None:
+        method = VoCo(**SMALL, encoder_ema=0.75, dropout=0.0)
+        network = method.network()
+        assert not method.base_gradient
+        own = dict(network.teacher_encoder.named_parameters())
+        assert all(torch.equal(own[name], value) for name, value in method.encoder().named_parameters())
+        assert not any(value.requires_grad for value in own.values())
+        assert {f"teacher_encoder.{name}" for name in own} <= network.state_dict().keys()
+        dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
+        batch = batch_of(dataset, [(0, 0), (1, 1)])
+        student, teacher = network(batch["crops"], torch.ones(2, 13, dtype=torch.bool))
+        torch.testing.assert_close(student, teacher)
+        before = {name: value.clone() for name, value in own.items()}
+        optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=0.1)
+        method.step(batch, network)["loss"].backward()
+        optimizer.step()
+        assert all(value.grad is None and torch.equal(value, before[name]) for name, value in own.items())
+        method.after_step(network)
+        for name, value in method.encoder().named_parameters():
+            torch.testing.assert_close(own[name], 0.75 * before[name] + 0.25 * value)
+        _, teacher = network(batch["crops"], torch.ones(2, 13, dtype=torch.bool))
+        assert not torch.allclose(student, teacher)
+        assert method.monitors(dataset)["effective_rank"] > 1
+
     @pytest.mark.parametrize("mode", ["fixed", "v2", "v1", "paper"])
     def test_point_21_takes_no_gradient_and_stays_in_a_step(self, mode: Any, datalist: Path, tmp_path: Path) -> None:
         method = VoCo(**SMALL, loss_mode=mode)
@@ -314,6 +338,21 @@ class TestTeacher:
             method.step(batch_of(dataset, [(0, 0), (1, 1)]), method.network())["loss"].backward()
             gradients.append(next(method.encoder().parameters()).grad)
         assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize(("volumes", "crops"), [(1, 4), (2, 1), (1, 1)])
+def test_point_22_one_volume_or_one_crop(volumes: int, crops: int, datalist: Path, tmp_path: Path) -> None:
+    """With one volume there is no other one to compare with: the inter term is 0 and the rest is learnt."""
+    method = VoCo(**SMALL, crops_per_volume=crops)
+    dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
+    terms = method.step(batch_of(dataset, [(number, number) for number in range(volumes)]), method.network())
+    assert (float(terms["inter"]) == 0) == (volumes == 1)
+    assert float(terms["intra"]) > 0
+    terms["loss"].backward()
+    gradient = next(method.encoder().parameters()).grad
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() > 0
+    assert all(np.isfinite(float(value)) for value in terms.values())
 
 
 class TestMonitors:
@@ -379,6 +418,8 @@ class TestContract:
             ({"spacing_mm": (1.0, 0.0, 1.0)}, "spacing_mm"),
             ({"ct_window": (400, -500)}, "ct_window"),
             ({"momentum": 1.5}, "momentum"),
+            ({"encoder_ema": -0.1}, "encoder_ema"),
+            ({"encoder_ema": 0.9, "base_gradient": True}, "encoder of its own"),
             ({"projector": (8,)}, "projector"),
             ({"loss_mode": "v3"}, "unknown form"),
             ({"encoder_name": "resnet18"}, "not 3D"),
