@@ -20,6 +20,7 @@ from lvmmed_monai.errors import DataError, UserError
 from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss
 from lvmmed_monai.methods._voco_alarms import voco_alarms
 from lvmmed_monai.methods._voco_data import VolumeCropDataset
+from lvmmed_monai.methods._voco_examples import position_examples
 from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, training_numbers
 from lvmmed_monai.methods._voco_network import VoCoNetwork
 from lvmmed_monai.methods._volumes import VolumePreparation
@@ -202,6 +203,10 @@ class VoCo:
     def alarms(self, history: Mapping[str, Any]) -> list[str]:
         """What is going wrong in a run, in plain words; see `voco_alarms`."""
         return voco_alarms(history, self.grid, self.crop_size, self.loss_mode)
+
+    def examples(self, dataset: VolumeCropDataset) -> list[dict[str, Any]]:
+        """Two held-out volumes with three crops each, for a picture; see `position_examples`."""
+        return position_examples(self._network, dataset, volumes=2, crops=3)
 
     def _histogram_of(self, dataset: VolumeCropDataset) -> dict[str, float]:
         if dataset not in self._histogram:

@@ -11,16 +11,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from lvmmed_monai.data.datalist import write_datalist
 from lvmmed_monai.errors import DataError, UserError
+from lvmmed_monai.handlers.examples import write_examples
 from lvmmed_monai.losses.volume_contrast import overlap_similarity
 from lvmmed_monai.methods import build_method
 from lvmmed_monai.methods._voco_monitors import position_scores
 from lvmmed_monai.methods._voco_network import Projector, standardise
 from lvmmed_monai.methods._volumes import VolumePreparation
 from lvmmed_monai.methods.voco import VoCo
+from lvmmed_monai.results import new_results, validate_results
 
 SMALL: dict[str, Any] = {
     "encoder_options": {"init_filters": 8},
@@ -398,6 +401,42 @@ class TestMonitors:
             == 1.0
         )
         assert position_scores(target, torch.zeros_like(target), every)["correlation"] == 0.0
+
+
+class TestExamples:
+    def test_what_the_picture_shows_is_what_the_dataset_and_the_network_say(
+        self, make_datalist: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        method = VoCo(**SMALL)
+        # A volume of exactly one block: its middle slice is known.
+        dataset = method.dataset([make_datalist([body(0)[:24, :24, :8]])], "training", tmp_path / "cache", 0)
+        (example,) = method.examples(dataset)
+        assert example == {**method.examples(dataset)[0], "slice": example["slice"]}
+        expected = dataset.cache.read_window(0, (0, 0, 0), (24, 24, 8))[0, :, :, 4]
+        np.testing.assert_allclose(example["slice"], expected * 255, atol=1.01)
+        assert len(example["crops"]) == 3
+        for crop in example["crops"]:
+            x, y = crop["center"]
+            along = [[max(0.0, 1 - abs(spot - 0.5 - cell)) for cell in range(3)] for spot in (x, y)]
+            np.testing.assert_allclose(crop["true"], np.outer(*along).ravel(), atol=1e-6)
+            assert len(crop["predicted"]) == 9
+            assert all(0 <= value <= 1 + 1e-6 for value in crop["predicted"])
+
+    def test_they_are_written_beside_the_results(self, datalist: Path, tmp_path: Path) -> None:
+        method = VoCo(**SMALL)
+        dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
+        written = write_examples(method, dataset, tmp_path)
+        assert [example["picture"] for example in written] == ["examples/1.png", "examples/2.png"]
+        drawn = method.examples(dataset)[0]["slice"]
+        shown = np.asarray(Image.open(tmp_path / "examples" / "1.png"))
+        # Patient's right (the last x of RAS+ is left on the picture), anterior (the last y) at the top.
+        assert shown[0, 0] == drawn[-1, -1]
+        assert shown[-1, 0] == drawn[-1, 0]
+        record = {**new_results("pretraining", "voco_pretrain", seed=0), "examples": written}
+        assert validate_results(record) == []
+        record["examples"][0]["crops"][0]["true"] = [1.0]
+        assert "examples.held-out volume 1" in validate_results(record)[0]
+        assert write_examples(method, None, tmp_path) == []
 
 
 class TestContract:
