@@ -317,8 +317,9 @@ class Pretrainer(Trainer):
         if not monitors or monitors[-1][0] != self.state.iteration:
             self._monitor()
             self._note_alarms()
-        if self.is_writer:
-            self._write_outputs()
+        if not self.is_writer:
+            return
+        self._write_outputs()
         if self.state.iteration < self.total_steps:
             logger.warning(
                 "stopped after %.1f hours at step %d of %d; run the same command again to continue",
