@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from lvmmed_monai.data import summarise
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.engines.alarms import note_alarms
+from lvmmed_monai.engines.memory import announce_memory
 from lvmmed_monai.engines.outputs import provenance, write_feature_model
 from lvmmed_monai.engines.steps import (
     autocast_dtype,
@@ -108,7 +109,8 @@ class Pretrainer(Trainer):
 
     Raises:
         UserError: a loader without `StepBatchSampler`, a batch size that does not fit, an output folder
-            that cannot be written; while running: a loss that is not finite, too little memory.
+            that cannot be written; while running: a loss that is not finite, too little memory (where the estimate
+            shows it, before the first step).
     """
 
     def __init__(
@@ -233,8 +235,16 @@ class Pretrainer(Trainer):
     def _begin(self) -> None:
         self.sampler.start_step = self.state.iteration
         self.time_limit.start()
+        if self.is_writer and self.state.iteration < self.total_steps:
+            self._announce_memory()
         if self.state.iteration == 0:
             self._monitor()
+
+    def _announce_memory(self) -> None:
+        loader: Any = self.data_loader
+        sample = loader.dataset[next(iter(self.sampler))[0]]
+        part = to_device(loader.collate_fn([sample] * (self.sampler.batch_size // self.accumulate)), self.state.device)
+        announce_memory(self.method.step, part, self.inner_network, self.optimizer, autocast=self.autocast_dtype)
 
     def _start_waiting(self) -> None:
         self._mark = time.perf_counter()
