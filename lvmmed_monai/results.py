@@ -8,6 +8,9 @@
     metrics                   {name: {value, n, interval: [low, high] | null, higher_is_better}}
     curves                    {name: [[step, value], ...]}
     timings                   {name: seconds}
+    alarms                    of a pre-training: [{first_step, last_step, text}] (optional)
+    examples                  of a pre-training: [{name, picture: relative path of a PNG, grid, crops}] (optional),
+                              crops: [{center: [x, y] in base crops, true: [share of each base], predicted: [...]}]
     peak_memory_mb            number | null
 
 A number that could not be computed is ``null``, never 0 and never absent.
@@ -162,6 +165,23 @@ def _curve_problems(name: str, curve: Any) -> list[str]:
     return [f"curves.{name}: expected [[step, value], ...] of finite numbers"]
 
 
+def _alarm_problems(alarm: Any) -> list[str]:
+    known = isinstance(alarm, dict) and {"first_step", "last_step", "text"} <= alarm.keys()
+    return [] if known else [f"alarms: expected {{first_step, last_step, text}}, got {alarm!r}"]
+
+
+def _example_problems(example: Any) -> list[str]:
+    if not isinstance(example, dict) or not {"name", "picture", "grid", "crops"} <= example.keys():
+        return ["examples: expected {name, picture, grid, crops}"]
+    bases = math.prod(example["grid"])
+    crops = example["crops"]
+    fitting = all(len(crop[key]) == bases for crop in crops for key in ("true", "predicted"))
+    numbers = [value for crop in crops for key in ("center", "true", "predicted") for value in crop[key]]
+    if fitting and all(map(_is_number_or_null, numbers)):
+        return []
+    return [f"examples.{example['name']}: expected {bases} finite numbers for each crop"]
+
+
 def validate_results(record: Any) -> list[str]:
     """Problems of a results record; an empty list when it is valid."""
     if not isinstance(record, dict):
@@ -179,6 +199,8 @@ def validate_results(record: Any) -> list[str]:
         problems.append(f"kind: expected one of {', '.join(KINDS)}, got {record['kind']!r}")
     problems += [problem for name, metric in record["metrics"].items() for problem in _metric_problems(name, metric)]
     problems += [problem for case in record["cases"] for problem in _case_problems(case)]
+    problems += [problem for alarm in record.get("alarms", []) for problem in _alarm_problems(alarm)]
+    problems += [problem for example in record.get("examples", []) for problem in _example_problems(example)]
     return problems + [problem for name, curve in record["curves"].items() for problem in _curve_problems(name, curve)]
 
 

@@ -21,15 +21,22 @@ from torch.utils.data import Dataset
 
 from lvmmed_monai.data import summarise
 from lvmmed_monai.data.sampling import StepBatchSampler
+from lvmmed_monai.engines.alarms import note_alarms
+from lvmmed_monai.engines.memory import announce_memory
 from lvmmed_monai.engines.outputs import provenance, write_exports, write_feature_model
 from lvmmed_monai.engines.steps import (
     autocast_dtype,
+    check_parts,
+    gradients_exchanged,
+    mean_numbers,
     memory_error_as_user_error,
     plain_options,
+    split_batch,
     step_seed,
     structure_hash,
     to_device,
 )
+from lvmmed_monai.engines.time_limit import TimeLimit
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import output_folder
 from lvmmed_monai.networks import Encoder, save_encoder
@@ -42,10 +49,6 @@ logger = logging.getLogger(__name__)
 PathLike = str | os.PathLike[str]
 # Points of a curve that are kept; a longer run keeps every n-th step.
 _CURVE_POINTS = 500
-
-
-def _number(value: torch.Tensor | float) -> float:
-    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
 class Method(Protocol):
@@ -67,6 +70,8 @@ class Method(Protocol):
 
     def monitors(self, dataset: Dataset) -> dict[str, float]: ...
 
+    def alarms(self, history: Mapping[str, Any]) -> list[str]: ...
+
     def encoder(self) -> Encoder: ...
 
     def input_spec(self) -> dict[str, Any]: ...
@@ -80,7 +85,8 @@ class Pretrainer(Trainer):
     process group the network is wrapped, the sampler divided, and rank 0 alone monitors and writes.
 
     ``history`` holds what the run has measured: ``curves`` {name: [[step, value], ...]}, ``monitors``
-    [[step, {name: value}], ...], ``seconds`` {training, waiting_for_data, monitors}.
+    [[step, {name: value}], ...], ``alarms`` [[first step, last step, sentence], ...] of the method, ``seconds``
+    {training, waiting_for_data, monitors}, ``total_steps``.
 
     Args:
         method: the self-supervised method.
@@ -90,6 +96,10 @@ class Pretrainer(Trainer):
         epoch_length: steps of an epoch.
         lr_scheduler: stepped after every optimiser step; None keeps the rate.
         device: where to train.
+        accumulate: parts that a step's batch is cut into, one after the other, to save memory; the numbers logged are
+            their means. What a method compares within a batch (VoCo's neighbouring volume) it then compares in a part.
+        max_hours: this start ends after the step in which so many hours are over, in all processes after the same
+            step: outputs of the run so far are written, and the same command continues it. None trains to the end.
         amp: mixed precision on a GPU (bfloat16 where it has it, else float16); no effect on a CPU.
         clip_norm: largest norm of the gradient; None does not clip.
         seed: seed of everything that is random in a step.
@@ -104,7 +114,8 @@ class Pretrainer(Trainer):
 
     Raises:
         UserError: a loader without `StepBatchSampler`, a batch size that does not fit, an output folder
-            that cannot be written; while running: a loss that is not finite, too little memory.
+            that cannot be written; while running: a loss that is not finite, too little memory (where the estimate
+            shows it, before the first step).
     """
 
     def __init__(
@@ -117,6 +128,8 @@ class Pretrainer(Trainer):
         epoch_length: int,
         lr_scheduler: Any | None = None,
         device: torch.device | str = "cpu",
+        accumulate: int = 1,
+        max_hours: float | None = None,
         amp: bool = False,
         clip_norm: float | None = None,
         seed: int = 0,
@@ -140,15 +153,19 @@ class Pretrainer(Trainer):
         self.method, self.optimizer, self.lr_scheduler = method, optimizer, lr_scheduler
         self.seed, self.amp_requested, self.clip_norm = seed, amp, clip_norm
         self.held_out, self.monitor_interval = held_out, monitor_interval
+        self.accumulate, self.time_limit = accumulate, TimeLimit(max_hours)
         self.encoder_path, self.model_path, self.datalists = encoder_path, model_path, list(datalists)
         self.total_steps = max_epochs * epoch_length
         self.sampler = self._share_sampler(train_data_loader)
+        check_parts(self.sampler.batch_size, accumulate)
         self.network = self._wrap(method.network().to(device) if network is None else network)
         self.autocast_dtype = autocast_dtype(amp, device)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype == torch.float16)
         self.history: dict[str, Any] = {
             "curves": {},
             "monitors": [],
+            "alarms": [],
+            "total_steps": self.total_steps,
             "seconds": {"training": 0.0, "waiting_for_data": 0.0, "monitors": 0.0},
         }
         self.settings = self._settings()
@@ -204,6 +221,7 @@ class Pretrainer(Trainer):
             "seed": self.seed,
             "total steps": self.total_steps,
             "batch size": self.sampler.batch_size,
+            "accumulate": self.accumulate,
             "processes": self.sampler.world_size,
             "items": self.sampler.length,
             "datalists": [summarise(path)["sha256"] for path in self.datalists],
@@ -222,8 +240,17 @@ class Pretrainer(Trainer):
 
     def _begin(self) -> None:
         self.sampler.start_step = self.state.iteration
+        self.time_limit.start()
+        if self.is_writer and self.state.iteration < self.total_steps:
+            self._announce_memory()
         if self.state.iteration == 0:
             self._monitor()
+
+    def _announce_memory(self) -> None:
+        loader: Any = self.data_loader
+        sample = loader.dataset[next(iter(self.sampler))[0]]
+        part = to_device(loader.collate_fn([sample] * (self.sampler.batch_size // self.accumulate)), self.state.device)
+        announce_memory(self.method.step, part, self.inner_network, self.optimizer, autocast=self.autocast_dtype)
 
     def _start_waiting(self) -> None:
         self._mark = time.perf_counter()
@@ -236,25 +263,33 @@ class Pretrainer(Trainer):
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, float]:
         step = self.state.iteration - 1
         torch.manual_seed(step_seed(self.seed, step, self.state.rank))
-        device = self.state.device
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = split_batch(batchdata, self.accumulate)
+        outputs = []
         with memory_error_as_user_error(self.sampler.batch_size):
-            batch = to_device(batchdata, device)
-            with torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-                output = self.method.step(batch, self.network)
+            for number, part in enumerate(parts, start=1):
+                with gradients_exchanged(self.network, number == len(parts)):
+                    outputs.append(self._backward(to_device(part, self.state.device), step))
             rate = self.optimizer.param_groups[0]["lr"]
-            self._update(output["loss"], step)
+            self._update()
         self.method.after_step(self.inner_network)
-        return {**{name: _number(value) for name, value in output.items()}, "learning_rate": rate}
+        return {**mean_numbers(outputs), "learning_rate": rate}
 
-    def _update(self, loss: torch.Tensor, step: int) -> None:
+    def _backward(self, part: dict[str, Any], step: int) -> dict[str, Any]:
+        """The gradient of one part of the batch, added to that of the parts before."""
+        with torch.autocast(self.state.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            output = self.method.step(part, self.network)
+        loss = output["loss"]
         if not torch.isfinite(loss.detach()):
             rate = self.optimizer.param_groups[0]["lr"]
             raise UserError(
                 f"the loss is {float(loss.detach())} at step {step} (learning rate {rate:.3g}); {self.method.name}; "
                 "use a lower learning rate, set clip_norm, or turn amp off"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.scale(loss / self.accumulate).backward()
+        return output
+
+    def _update(self) -> None:
         if self.clip_norm is not None:
             self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.inner_network.parameters(), self.clip_norm)
@@ -270,8 +305,11 @@ class Pretrainer(Trainer):
         if done % max(1, self.total_steps // _CURVE_POINTS) == 0 or done in (1, self.total_steps):
             for name, value in self.state.output.items():
                 self.history["curves"].setdefault(name, []).append([done, value if math.isfinite(value) else None])
+            self._note_alarms()
         if self.monitor_interval and done % self.monitor_interval == 0 and done < self.total_steps:
             self._monitor()
+        if done < self.total_steps and self.time_limit.is_over(self.state.device):
+            self.terminate()
 
     def _monitor(self) -> None:
         if self.held_out is None or not self.is_writer:
@@ -285,17 +323,31 @@ class Pretrainer(Trainer):
             "step %d: %s", self.state.iteration, ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         )
 
+    def _note_alarms(self) -> None:
+        new = note_alarms(self.history["alarms"], self.method.alarms(self.history), self.state.iteration)
+        for sentence in new if self.is_writer else ():
+            logger.warning("alarm at step %d: %s", self.state.iteration, sentence)
+
     def _finish(self) -> None:
         monitors = self.history["monitors"]
         if not monitors or monitors[-1][0] != self.state.iteration:
             self._monitor()
-        if self.is_writer:
-            self._write_outputs()
+            self._note_alarms()
+        if not self.is_writer:
+            return
+        self._write_outputs()
+        if self.state.iteration < self.total_steps:
+            logger.warning(
+                "stopped after %.1f hours at step %d of %d; run the same command again to continue",
+                self.time_limit.hours_gone,
+                self.state.iteration,
+                self.total_steps,
+            )
 
     def _write_outputs(self) -> None:
         encoder = self.method.encoder()
         if self.encoder_path is not None:
-            about = provenance(self.method.name, self.datalists, self.total_steps, self.seed)
+            about = provenance(self.method.name, self.datalists, self.state.iteration, self.seed)
             save_encoder(self.encoder_path, encoder, input=self.method.input_spec(), provenance=about)
         if self.model_path is not None:
             write_feature_model(self.model_path, encoder)

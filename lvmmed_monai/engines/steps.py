@@ -9,11 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import sha256_json
 
-__all__ = ["autocast_dtype", "memory_error_as_user_error", "plain_options", "step_seed", "structure_hash", "to_device"]
+__all__ = [
+    "autocast_dtype",
+    "check_parts",
+    "gradients_exchanged",
+    "mean_numbers",
+    "memory_error_as_user_error",
+    "plain_options",
+    "split_batch",
+    "step_seed",
+    "structure_hash",
+    "to_device",
+]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -30,6 +43,53 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def check_parts(batch_size: int, accumulate: int) -> None:
+    """Whether a batch can be cut into ``accumulate`` parts.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if accumulate < 1 or batch_size % accumulate:
+        raise UserError(
+            f"a batch of {batch_size} cannot be cut into {accumulate} equal parts; accumulate; "
+            "choose a number that divides batch_size"
+        )
+
+
+def split_batch(batch: Any, parts: int) -> list[Any]:
+    """A batch (tensors in dictionaries, lists, tuples) cut along the first axis; other things go to each part."""
+    if parts == 1:
+        return [batch]
+    if isinstance(batch, torch.Tensor):
+        return list(batch.chunk(parts))
+    if isinstance(batch, Mapping):
+        pieces = {key: split_batch(value, parts) for key, value in batch.items()}
+        return [{key: piece[number] for key, piece in pieces.items()} for number in range(parts)]
+    if isinstance(batch, list | tuple):
+        columns = [split_batch(value, parts) for value in batch]
+        return [type(batch)(column[number] for column in columns) for number in range(parts)]
+    return [batch] * parts
+
+
+@contextmanager
+def gradients_exchanged(network: nn.Module, now: bool) -> Iterator[None]:
+    """Backward passes within: a `DistributedDataParallel` network averages over the processes only ``now``."""
+    if now or not isinstance(network, DistributedDataParallel):
+        yield
+    else:
+        with network.no_sync():
+            yield
+
+
+def mean_numbers(outputs: Sequence[Mapping[str, torch.Tensor | float]]) -> dict[str, float]:
+    """The means of the numbers that the parts of a batch gave, without gradients."""
+    return {name: sum(_number(output[name]) for output in outputs) / len(outputs) for name in outputs[0]}
+
+
+def _number(value: torch.Tensor | float) -> float:
+    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
 def autocast_dtype(amp: bool, device: torch.device) -> torch.dtype | None:
@@ -50,7 +110,7 @@ def memory_error_as_user_error(batch_size: int) -> Iterator[None]:
             raise
         raise UserError(
             f"the training step does not fit into memory at batch size {batch_size}; batch_size; "
-            "use a smaller batch size, smaller images or amp"
+            "raise accumulate, or use a smaller batch size, smaller images, amp, or use_checkpoint in encoder_options"
         ) from error
 
 

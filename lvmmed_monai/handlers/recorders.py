@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from monai.utils import is_scalar
 
 from lvmmed_monai.errors import UserError
+from lvmmed_monai.handlers.examples import write_examples
 from lvmmed_monai.metrics import dice_per_class, summarise
 from lvmmed_monai.transforms.saving import OneNamePerSource
 
@@ -35,7 +36,14 @@ def _metric(value: Any, n: int | None, higher_is_better: bool | None) -> dict[st
 
 
 class PretrainingRecorder:
-    """Curves, monitors beside those of the untrained encoder and beside chance, and timings of a `Pretrainer`."""
+    """What a `Pretrainer` measured: curves, monitors beside untrained encoder and chance, alarms, timings, examples.
+
+    Args:
+        folder: folder of the results file; pictures of the examples go into it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def attach(self, engine: Engine) -> None:
         """Nothing to collect: the engine keeps its history."""
@@ -51,6 +59,10 @@ class PretrainingRecorder:
             if name in record["curves"]:
                 record["metrics"][f"{name}_chance"] = _metric(value, None, method.metric_directions.get(name))
         record["timings"] = dict(history["seconds"])
+        record["alarms"] = [
+            {"first_step": first, "last_step": last, "text": text} for first, last, text in history["alarms"]
+        ]
+        record["examples"] = write_examples(method, engine.held_out, self.folder)
         if not history["monitors"]:
             return
         n = len(engine.held_out) if engine.held_out is not None else None

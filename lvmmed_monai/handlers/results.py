@@ -65,7 +65,7 @@ class ResultsWriter:
         if kind == "evaluation" and not labels:
             raise UserError("ResultsWriter: an evaluation needs labels, got none; handlers; give the label map")
         recorders: dict[str, _Recorder] = {
-            "pretraining": PretrainingRecorder(),
+            "pretraining": PretrainingRecorder(Path(path).parent),
             "training": TrainingRecorder(validator),
             "evaluation": CaseRecorder(labels, self.path.parent),
             "inference": CaseRecorder(None, self.path.parent),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lvmmed_monai.data.volume_cache import VolumeCache
+from lvmmed_monai.losses.volume_contrast import joint_labels
 from lvmmed_monai.methods._volumes import VolumeBlocks
 from lvmmed_monai.transforms.crops_3d import (
     augment_crop,
@@ -22,7 +23,13 @@ from lvmmed_monai.transforms.crops_3d import (
     overlap_labels,
 )
 
-__all__ = ["VolumeCropDataset", "block_size"]
+__all__ = ["VolumeCropDataset", "block_size", "labels_of"]
+
+
+def labels_of(sample: Mapping[str, Tensor]) -> Tensor:
+    """(..., S, n): each random crop's share in each base, of a sample of `VolumeCropDataset` or a batch of them."""
+    depth = sample.get("depth")
+    return sample["overlap"] if depth is None else joint_labels(sample["overlap"], depth)
 
 
 class VolumeCropDataset(VolumeBlocks):

@@ -73,7 +73,10 @@ class Projector(nn.Module):
 
 
 class VoCoNetwork(nn.Module):
-    """Crops to the embeddings of student and teacher, which share the encoder.
+    """Crops to the embeddings of student and teacher, which share the encoder unless the teacher has its own.
+
+    The statistics of `standardise` are those of one volume's crops: nothing here depends on the other volumes of a
+    batch or on the other processes.
 
     Args:
         encoder: any 3D encoder.
@@ -81,7 +84,9 @@ class VoCoNetwork(nn.Module):
         out_features: of the embedding.
         dropout: rate for the student, on standardised features. On raw ones it would drown the little that
             tells the crops of a volume apart.
-        base_gradient: let gradients pass through the teacher's projector to the encoder.
+        base_gradient: let gradients pass through the teacher's projector to the shared encoder.
+        own_encoder: the teacher has a slow copy of the encoder, too, as in VoCo's first version. It takes the memory of
+            the weights once more, and the time of a forward pass.
         pooling: what is taken of each channel of a map, of ``mean`` (published) and ``std`` (its spread over space,
             which the mean of a crop's texture does not tell).
     """
@@ -95,6 +100,7 @@ class VoCoNetwork(nn.Module):
         dropout: float,
         base_gradient: bool,
         pooling: Sequence[str] = ("mean", "std"),
+        own_encoder: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -104,18 +110,28 @@ class VoCoNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.projector = Projector(width, hidden, out_features)
         self.teacher = copy.deepcopy(self.projector).requires_grad_(False)
+        self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False) if own_encoder else None
         self.base_gradient = base_gradient
 
     def pooled(self, crops: Tensor) -> Tensor:
         """Statistics over space of the feature maps of (B, K, C, X, Y, Z), side by side: (B, K, F)."""
-        maps = self.encoder(crops.flatten(0, 1))
-        flat = [maps[index].float().flatten(2) for index in self.pooled_maps]
-        pooled = [_POOLING[name](channels) for channels in flat for name in self.pooling]
-        return torch.cat(pooled, 1).unflatten(0, crops.shape[:2])
+        return self._pooled(self.encoder, crops)
 
     def features(self, crops: Tensor, counted: Tensor) -> Tensor:
         """`pooled` features, standardised: (B, K, F)."""
         return standardise(self.pooled(crops), counted)
+
+    def teach(self, crops: Tensor, counted: Tensor, features: Tensor) -> Tensor:
+        """The teacher's embeddings (B, K, out_features): of ``features``, or by its own encoder where it has one."""
+        if self.teacher_encoder is not None:
+            features = standardise(self._pooled(self.teacher_encoder, crops), counted)
+        return self.teacher(features, counted)
+
+    def _pooled(self, encoder: nn.Module, crops: Tensor) -> Tensor:
+        maps = encoder(crops.flatten(0, 1))
+        flat = [maps[index].float().flatten(2) for index in self.pooled_maps]
+        pooled = [_POOLING[name](channels) for channels in flat for name in self.pooling]
+        return torch.cat(pooled, 1).unflatten(0, crops.shape[:2])
 
     def forward(self, crops: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of student and teacher.
@@ -130,11 +146,20 @@ class VoCoNetwork(nn.Module):
         features = self.features(crops, counted)
         student = self.projector(self.dropout(features), counted)
         with torch.set_grad_enabled(self.base_gradient and torch.is_grad_enabled()):
-            teacher = self.teacher(features, counted)
+            teacher = self.teach(crops, counted, features)
         return student, teacher
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student: ``momentum`` * teacher + (1 - momentum) * student."""
-        for slow, fast in zip(self.teacher.parameters(), self.projector.parameters(), strict=True):
-            slow.lerp_(fast, 1 - momentum)
+    def update_teacher(self, momentum: float, encoder_momentum: float | None = None) -> None:
+        """Move the teacher towards the student: ``momentum`` * teacher + (1 - momentum) * student.
+
+        Args:
+            momentum: of the projector.
+            encoder_momentum: of the teacher's own encoder; unused where it has none.
+        """
+        moved: list[tuple[nn.Module, nn.Module, float]] = [(self.teacher, self.projector, momentum)]
+        if self.teacher_encoder is not None and encoder_momentum is not None:
+            moved.append((self.teacher_encoder, self.encoder, encoder_momentum))
+        for slow, fast, kept in moved:
+            for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+                old.lerp_(new, 1 - kept)

@@ -13,6 +13,7 @@ from lvmmed_monai.methods._volumes import VolumeBlocks
 from lvmmed_monai.networks import Encoder
 
 __all__ = [
+    "MONITOR_SEED",
     "collapse_alarm",
     "effective_rank",
     "evaluating",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 # Draws of the monitors lie apart from those of training, whose seeds have three parts.
-_MONITOR_SEED = (20, 24, 4, 16)
+MONITOR_SEED = (20, 24, 4, 16)
 _CROPS_A_BLOCK = 4
 _BATCH = 32
 _EPS = 1e-5
@@ -62,7 +63,7 @@ def pool(encoder: Encoder, crops: Tensor) -> Tensor:
 def monitor_generators(dataset: VolumeBlocks, blocks: int) -> Iterator[tuple[np.random.Generator, int]]:
     """Generator and volume of each of ``blocks`` places, always the same."""
     for block in range(blocks):
-        yield np.random.default_rng([*_MONITOR_SEED, block]), block % len(dataset)
+        yield np.random.default_rng([*MONITOR_SEED, block]), block % len(dataset)
 
 
 def effective_rank(features: Tensor) -> float:

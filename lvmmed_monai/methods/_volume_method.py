@@ -1,4 +1,4 @@
-"""What the baselines of VoCo share with each other: encoder, preparation of volumes, and their cache."""
+"""What all 3D methods share: encoder, preparation of volumes, and their cache."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class VolumeMethod:
         encoder_options: of the encoder.
         spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
         ct_window: HU that become 0 and 1, or None for the package's window.
+        preset: of a body part, in place of both; see `VolumePreparation`.
+        block_size: (X, Y, Z) to which presets that resize a volume do so; None for VoCo's with 3 x 3 bases.
         crop_size: edge of a crop in voxels, even.
         monitor_blocks: places that monitors look at.
 
@@ -49,6 +51,8 @@ class VolumeMethod:
         ct_window: Sequence[float] | None,
         crop_size: int,
         monitor_blocks: int,
+        preset: str | None = None,
+        block_size: tuple[int, int, int] | None = None,
     ) -> None:
         if crop_size < 2 or crop_size % 2:
             raise UserError(f"crop_size must be even and at least 2, got {crop_size}; {self.name}; correct it")
@@ -56,7 +60,13 @@ class VolumeMethod:
             raise UserError(f"monitor_blocks must be at least 1, got {monitor_blocks}; {self.name}; correct it")
         self.crop_size = crop_size
         self.monitor_blocks = monitor_blocks
-        self.preparation = VolumePreparation(self._spacing(spacing_mm), in_channels, self._window(ct_window))
+        self.preparation = VolumePreparation(
+            self._spacing(spacing_mm),
+            in_channels,
+            self._window(ct_window),
+            preset=preset,
+            block_size=block_size or (3 * crop_size, 3 * crop_size, crop_size),
+        )
         self._encoder = build_encoder(encoder_name, in_channels, **(encoder_options or {}))
         if self._encoder.spatial_dims != 3:
             raise UserError(
@@ -76,6 +86,7 @@ class VolumeMethod:
             "spacing_mm": list(self.preparation.spacing_mm),
             "intensity": "scale_intensity by modality, 0..1",
             "ct_window": list(window) if window else None,
+            "preset": self.preparation.preset,
         }
 
     def after_step(self, network: nn.Module) -> None:

@@ -28,6 +28,8 @@ _MONITOR_BATCH = 64
 _MONITOR_NODES = 16
 # The local term compares all positions of all images: tables grow with the fourth power of a map's side.
 _LARGEST_MAP = 14
+# A rank below this share of the untrained network's is a collapse.
+_COLLAPSED = 0.5
 # Patches of a coarser map show most of a view each.
 _PATCHES_A_SIDE = 8
 # Projector, and feature map (from the coarsest backwards) for the local term and the patch graphs.
@@ -236,6 +238,23 @@ class LVMMed:
             "retrieval_at_1": float((nearest == torch.arange(len(f1))).double().mean()),
             "effective_rank": _effective_rank(f1),
         }
+
+    def alarms(self, history: Mapping[str, Any]) -> list[str]:
+        """Whether the features collapse: far fewer directions than without training, and no better at matching."""
+        monitors = history["monitors"]
+        if len(monitors) < 2:
+            return []
+        untrained, now = monitors[0][1], monitors[-1][1]
+        rank, rank_before = now["effective_rank"], untrained["effective_rank"]
+        matching, matching_before = now["matching_accuracy"], untrained["matching_accuracy"]
+        if not (rank < _COLLAPSED * rank_before and matching <= matching_before):
+            return []
+        return [
+            f"the features collapse: held-out pictures differ in {rank:.1f} directions, {rank_before:.1f} without "
+            f"training, and matching is right in {matching:.0%}, {matching_before:.0%} without training; likely "
+            "causes: a high learning rate, too few or too similar pictures in a batch; lower learning_rate or raise "
+            "batch_size"
+        ]
 
     def _centred_features(self, dataset: ViewPairs, order: np.ndarray) -> tuple[Tensor, Tensor]:
         network = self.network()

@@ -123,6 +123,7 @@ class MAE3D(VolumeMethod):
         encoder_options: of the encoder.
         spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
         ct_window: HU that become 0 and 1, or None for the package's window.
+        preset: of a body part, in place of both; see `VolumePreparation`.
         crop_size: edge of the crops of other methods in voxels, even; it sets the size of the windows.
         window_size: edge of a window in voxels, a multiple of ``patch_size`` and of the encoder's largest stride; None
             for twice ``crop_size``, rounded up to such a multiple.
@@ -152,6 +153,7 @@ class MAE3D(VolumeMethod):
         encoder_options: Mapping[str, Any] | None = None,
         spacing_mm: float | Sequence[float] = 2.0,
         ct_window: Sequence[float] | None = None,
+        preset: str | None = None,
         crop_size: int = 24,
         window_size: int | None = None,
         patch_size: int = 8,
@@ -165,6 +167,7 @@ class MAE3D(VolumeMethod):
             encoder_options=encoder_options,
             spacing_mm=spacing_mm,
             ct_window=ct_window,
+            preset=preset,
             crop_size=crop_size,
             monitor_blocks=monitor_blocks,
         )

@@ -50,6 +50,7 @@ class Scratch(VolumeMethod):
         encoder_options: of the encoder.
         spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
         ct_window: HU that become 0 and 1, or None for the package's window.
+        preset: of a body part, in place of both; see `VolumePreparation`.
         crop_size: edge of the crops of the monitors in voxels, even.
         monitor_blocks: places that `monitors` looks at, 4 crops each.
 
@@ -69,6 +70,7 @@ class Scratch(VolumeMethod):
         encoder_options: Mapping[str, Any] | None = None,
         spacing_mm: float | Sequence[float] = 2.0,
         ct_window: Sequence[float] | None = None,
+        preset: str | None = None,
         crop_size: int = 24,
         monitor_blocks: int = 32,
     ) -> None:
@@ -78,6 +80,7 @@ class Scratch(VolumeMethod):
             encoder_options=encoder_options,
             spacing_mm=spacing_mm,
             ct_window=ct_window,
+            preset=preset,
             crop_size=crop_size,
             monitor_blocks=monitor_blocks,
         )

@@ -142,6 +142,7 @@ class SimCLR3D(VolumeMethod):
         encoder_options: of the encoder.
         spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
         ct_window: HU that become 0 and 1, or None for the package's window.
+        preset: of a body part, in place of both; see `VolumePreparation`.
         crop_size: edge of a view in voxels, even.
         places_per_volume: places of a volume and step, two views each.
         temperature: of the softmax over similarities, above 0; 0.1 is the published one for large batches.
@@ -168,6 +169,7 @@ class SimCLR3D(VolumeMethod):
         encoder_options: Mapping[str, Any] | None = None,
         spacing_mm: float | Sequence[float] = 2.0,
         ct_window: Sequence[float] | None = None,
+        preset: str | None = None,
         crop_size: int = 24,
         places_per_volume: int = 6,
         temperature: float = 0.2,
@@ -180,6 +182,7 @@ class SimCLR3D(VolumeMethod):
             encoder_options=encoder_options,
             spacing_mm=spacing_mm,
             ct_window=ct_window,
+            preset=preset,
             crop_size=crop_size,
             monitor_blocks=monitor_blocks,
         )

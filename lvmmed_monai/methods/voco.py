@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from lvmmed_monai.errors import UserError
-from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss, joint_labels, overlap_similarity
-from lvmmed_monai.methods._preparation import VolumePreparation, prepared_volumes
-from lvmmed_monai.methods._voco_data import VolumeCropDataset, block_size
-from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, position_scores
+from lvmmed_monai.losses.volume_contrast import Mode, VoCoLoss
+from lvmmed_monai.methods._voco_alarms import voco_alarms
+from lvmmed_monai.methods._voco_data import VolumeCropDataset, block_size, labels_of
+from lvmmed_monai.methods._voco_examples import position_examples
+from lvmmed_monai.methods._voco_monitors import counted_crops, histogram_scores, network_scores, training_numbers
 from lvmmed_monai.methods._voco_network import VoCoNetwork
-from lvmmed_monai.networks import Encoder, build_encoder
+from lvmmed_monai.methods._volume_method import VolumeMethod
 from lvmmed_monai.options import true_or_false
 
 __all__ = ["VoCo"]
@@ -31,7 +31,7 @@ _MONITOR_CROPS = 8
 _SCORES = {"loss": False, "correlation": True, "argmax_accuracy": True}
 
 
-class VoCo:
+class VoCo(VolumeMethod):
     """The method: network, data, step and monitors.
 
     Args:
@@ -52,8 +52,10 @@ class VoCo:
             own; volumes of other body parts go by spacing_mm and ct_window.
         loss_mode: ``fixed``, ``v2``, ``v1`` or ``paper``.
         base_gradient: let the intra term's gradient pass through the bases, which learns faster in short runs; None
-            for yes in ``fixed``, no in the published forms.
-        momentum: of the teacher.
+            for yes in ``fixed`` without ``encoder_ema``, no otherwise.
+        momentum: of the teacher's projector.
+        encoder_ema: momentum of a slow copy of the whole encoder for the teacher, as in VoCo's first version; it takes
+            the memory of the weights once more and a second forward pass. None: student and teacher share the encoder.
         dropout: of the student's standardised features.
         projector: widths of the projector's hidden layers and of the embedding; (1024, 1024) as published.
         pooling: what is taken of each channel over space: ``mean`` as published, ``std``, or both.
@@ -83,6 +85,7 @@ class VoCo:
         loss_mode: Mode = "fixed",
         base_gradient: bool | None = None,
         momentum: float = 0.9,
+        encoder_ema: float | None = None,
         dropout: float = 0.1,
         projector: Sequence[int] = (256, 128),
         pooling: Sequence[str] = ("mean", "std"),
@@ -90,48 +93,61 @@ class VoCo:
         monitor_blocks: int = 32,
     ) -> None:
         self.grid = _cells(grid)
-        self.crop_size = crop_size
         self.crops_per_volume = crops_per_volume
-        self.loss_mode = loss_mode
-        through = loss_mode == "fixed" if base_gradient is None else base_gradient
-        self.base_gradient = true_or_false(through, "base_gradient")
-        self.momentum = momentum
-        self.dropout = dropout
-        self.monitor_blocks = monitor_blocks
-        _check_sizes(crop_size, crops_per_volume, momentum, monitor_blocks)
         self.crop_scale = _scale(crop_scale, self.grid)
         self.z_offset = _offset(z_offset, self.grid)
-        self.preparation = VolumePreparation(
-            _spacing(spacing_mm),
-            in_channels,
-            _window(ct_window),
+        super().__init__(
+            encoder_name=encoder_name,
+            in_channels=in_channels,
+            encoder_options=encoder_options,
+            spacing_mm=spacing_mm,
+            ct_window=ct_window,
             preset=preset,
             block_size=block_size(self.grid, crop_size, self.crop_scale, z_offset),
+            crop_size=crop_size,
+            monitor_blocks=monitor_blocks,
         )
-        self.pooling = list(pooling)
+        self.loss_mode, self.pooling = loss_mode, list(pooling)
+        self.momentum, self.encoder_ema, self.dropout = momentum, encoder_ema, dropout
+        through = loss_mode == "fixed" and encoder_ema is None if base_gradient is None else base_gradient
+        self.base_gradient = true_or_false(through, "base_gradient")
+        self._check_numbers(projector)
         self.loss = VoCoLoss(
-            loss_mode, base_gradient=self.base_gradient, depth_aware=len(self.grid) == 3, gather=gather
+            loss_mode,
+            base_gradient=self.base_gradient,
+            depth_aware=len(self.grid) == 3,
+            gather=true_or_false(gather, "gather"),
         )
-        if len(projector) != 2 or min(projector) < 1:
-            raise UserError(f"projector must be two widths, got {projector!r}; VoCo; correct it")
-        encoder = build_encoder(encoder_name, in_channels, **(encoder_options or {}))
-        if encoder.spatial_dims != 3:
-            raise UserError(f"encoder {encoder_name!r} is not 3D; VoCo; choose a 3D encoder such as segresnet_tiny")
         hidden, out_features = projector
         self._network = VoCoNetwork(
-            encoder,
+            self._encoder,
             hidden=hidden,
             out_features=out_features,
             dropout=dropout,
             base_gradient=self.base_gradient,
+            own_encoder=encoder_ema is not None,
             pooling=pooling,
         )
         self._histogram: WeakKeyDictionary[VolumeCropDataset, dict[str, float]] = WeakKeyDictionary()
 
+    def _check_numbers(self, projector: Sequence[int]) -> None:
+        if self.crops_per_volume < 1:
+            raise UserError(f"crops_per_volume must be at least 1, got {self.crops_per_volume}; VoCo; correct it")
+        if len(projector) != 2 or min(projector) < 1:
+            raise UserError(f"projector must be two widths, got {projector!r}; VoCo; correct it")
+        for name, value in (("momentum", self.momentum), ("encoder_ema", self.encoder_ema)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} must lie between 0 and 1, got {value}; VoCo; correct it")
+        if self.encoder_ema is not None and self.base_gradient:
+            raise UserError(
+                "no gradient passes through the bases when the teacher has an encoder of its own; VoCo; "
+                "set base_gradient to false or encoder_ema to null"
+            )
+
     @property
     def metric_directions(self) -> dict[str, bool]:
         """Whether more is better, for each name that `monitors` gives."""
-        directions: dict[str, bool] = {}
+        directions: dict[str, bool] = {"embedding_rank": True}
         for view in ("clean", "aug"):
             for score, higher in _SCORES.items():
                 directions |= {f"{score}_{view}": higher, f"{score}_{view}_features": higher}
@@ -150,38 +166,11 @@ class VoCo:
         """The trained module; the teacher in it takes no gradient."""
         return self._network
 
-    def encoder(self) -> Encoder:
-        """The encoder being trained."""
-        return self._network.encoder
-
-    def input_spec(self) -> dict[str, Any]:
-        """What the encoder was fed with, for its file."""
-        window = self.preparation.ct_window
-        return {
-            "spatial_dims": 3,
-            "in_channels": self.preparation.in_channels,
-            "spacing_mm": list(self.preparation.spacing_mm),
-            "intensity": "scale_intensity by modality, 0..1",
-            "ct_window": list(window) if window else None,
-            "preset": self.preparation.preset,
-        }
-
     def dataset(
         self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path, seed: int
     ) -> VolumeCropDataset:
-        """Crops of the volumes of a section of datalists; volumes are prepared and stored at the first call.
-
-        Args:
-            datalists: paths.
-            section: ``training``, ``validation`` or ``test``.
-            cache_dir: folder of the prepared volumes.
-            seed: of all draws.
-
-        Raises:
-            UserError: a datalist is missing or not valid.
-            DataError: no volume is left; single ones that cannot be used are left out with a warning.
-        """
-        items, cache = prepared_volumes(datalists, section, cache_dir, self.preparation)
+        """Crops of the volumes of a section of datalists; see `VolumeMethod.volumes` for the errors."""
+        items, cache = self.volumes(datalists, section, cache_dir)
         return VolumeCropDataset(
             items,
             cache,
@@ -194,38 +183,49 @@ class VoCo:
         )
 
     def step(self, batch: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor | float]:
-        """Loss of a batch of `VolumeCropDataset` samples, its terms, and the accuracy on the batch."""
-        overlap, mask, depth = batch["overlap"], batch["base_mask"], batch.get("depth")
-        labels = overlap if depth is None else joint_labels(overlap, depth)
+        """Loss of a batch of `VolumeCropDataset` samples, its terms, and `training_numbers`."""
+        labels, mask = labels_of(batch), batch["base_mask"]
         count = mask.shape[1]
         student, teacher = network(batch["crops"], counted_crops(labels, mask))
-        crops, bases = student[:, count:], student[:, :count]
-        crops_teacher, bases_teacher = teacher[:, count:], teacher[:, :count]
-        terms = self.loss(crops, bases, crops_teacher, bases_teacher, overlap, mask, depth=depth)
-        with torch.no_grad():
-            scores = position_scores(labels, overlap_similarity(crops, bases_teacher), mask)
-        return {**terms, "argmax_accuracy": scores["argmax_accuracy"]}
+        terms = self.loss(
+            student[:, count:],
+            student[:, :count],
+            teacher[:, count:],
+            teacher[:, :count],
+            batch["overlap"],
+            mask,
+            depth=batch.get("depth"),
+        )
+        return {**terms, **training_numbers(student, teacher, labels, mask)}
 
     def after_step(self, network: nn.Module) -> None:
         """Move the teacher; to be called once after each optimiser step."""
         # Under DDP the network is wrapped; it is this one in either case.
-        self._network.update_teacher(self.momentum)
+        self._network.update_teacher(self.momentum, self.encoder_ema)
 
     def monitors(self, dataset: VolumeCropDataset) -> dict[str, float]:
         """Scores on held-out volumes, always on the same blocks and crops.
 
         ``…_clean``: crops as they are; ``…_aug``: each crop augmented on its own, which takes most of the voxels that
         overlapping crops share out of the game: judge there. ``…_features``: the same of the encoder's pooled
-        features, without the projector. ``histogram_…``: of grey values alone.
+        features, without the projector. ``histogram_…``: of grey values alone. ``embedding_rank``: of augmented crops.
         """
         found: dict[str, float] = {}
         for view in ("clean", "aug"):
-            embedded, pooled = network_scores(
+            embedded, pooled, found["embedding_rank"] = network_scores(
                 self._network, dataset, blocks=self.monitor_blocks, crops=_MONITOR_CROPS, augmented=view == "aug"
             )
             found |= {f"{score}_{view}": value for score, value in embedded.items()}
             found |= {f"{score}_{view}_features": value for score, value in pooled.items()}
         return found | self._histogram_of(dataset)
+
+    def alarms(self, history: Mapping[str, Any]) -> list[str]:
+        """What is going wrong in a run, in plain words; see `voco_alarms`."""
+        return voco_alarms(history, self.grid, self.crop_size, self.loss_mode)
+
+    def examples(self, dataset: VolumeCropDataset) -> list[dict[str, Any]]:
+        """Two held-out volumes with three crops each, for a picture; see `position_examples`."""
+        return position_examples(self._network, dataset, volumes=2, crops=3)
 
     def _histogram_of(self, dataset: VolumeCropDataset) -> dict[str, float]:
         if dataset not in self._histogram:
@@ -261,30 +261,3 @@ def _offset(offset: int, grid: tuple[int, ...]) -> int:
             f"z_offset must be at least 0, and 0 for a grid of three numbers, got {offset} for {grid}; VoCo; correct it"
         )
     return offset
-
-
-def _spacing(spacing: float | Sequence[float]) -> tuple[float, float, float]:
-    values = (spacing,) * 3 if isinstance(spacing, int | float) else tuple(spacing)
-    if len(values) != 3 or min(values) <= 0:
-        raise UserError(f"spacing_mm must be one or three positive numbers, got {spacing!r}; VoCo; correct it")
-    return float(values[0]), float(values[1]), float(values[2])
-
-
-def _window(window: Sequence[float] | None) -> tuple[float, float] | None:
-    if window is None:
-        return None
-    if len(window) != 2 or window[0] >= window[1]:
-        raise UserError(f"ct_window must be two growing numbers in HU, got {window!r}; VoCo; correct it")
-    return float(window[0]), float(window[1])
-
-
-def _check_sizes(crop_size: int, crops_per_volume: int, momentum: float, monitor_blocks: int) -> None:
-    if crop_size < 2 or crop_size % 2:
-        raise UserError(f"crop_size must be even and at least 2, got {crop_size}; VoCo; correct it")
-    if crops_per_volume < 1 or monitor_blocks < 1:
-        raise UserError(
-            f"crops_per_volume and monitor_blocks must be at least 1, got {crops_per_volume} and {monitor_blocks}; "
-            "VoCo; correct them"
-        )
-    if not 0 <= momentum <= 1:
-        raise UserError(f"momentum must lie between 0 and 1, got {momentum}; VoCo; correct it")

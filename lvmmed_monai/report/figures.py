@@ -14,12 +14,12 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "curve_figure", "picture", "strip_figure"]
+__all__ = ["GRID", "INK", "MUTED", "PALETTE", "STYLE", "Curve", "as_address", "curve_figure", "picture", "strip_figure"]
 
 # Okabe and Ito's palette: told apart with every common colour vision deficiency, and by lightness in print.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, GRID = "#1c2733", "#5b6875", "#dfe5ea"
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "DejaVu Sans"],
     "font.size": 9,
@@ -60,7 +60,8 @@ def _draw(width: float, height: float) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _as_address(figure: Figure) -> str:
+def as_address(figure: Figure) -> str:
+    """A figure as an SVG address; the same figure gives the same text."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
@@ -94,7 +95,7 @@ def curve_figure(curve: Curve) -> str:
     """Lines over training steps; a long noisy line is drawn pale with its running mean on top."""
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _draw(3.7, 2.3)
         for colour, (name, line) in zip(PALETTE * 9, curve.lines.items(), strict=False):
             steps, values = _points(line)
@@ -121,7 +122,7 @@ def curve_figure(curve: Curve) -> str:
             axes.set_ylim(-0.02, 1.02)
         if len(curve.lines) > 1:
             figure.legend(loc="outside upper left", frameon=False, ncols=2, fontsize=8, handlelength=1.8)
-        return _as_address(figure)
+        return as_address(figure)
 
 
 def strip_figure(
@@ -137,7 +138,7 @@ def strip_figure(
     import matplotlib
 
     names = list(values)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _draw(7.2, 0.7 + 0.4 * len(names))
         rows = np.arange(len(names))[::-1]
         filled = [(row, values[name]) for row, name in zip(rows, names, strict=True) if len(values[name])]
@@ -167,7 +168,7 @@ def strip_figure(
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel(label)
-        return _as_address(figure)
+        return as_address(figure)
 
 
 def _draw_mean(axes: Any, row: float, mean: float | None, interval: Sequence[float] | None) -> None:

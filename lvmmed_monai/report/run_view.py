@@ -8,6 +8,7 @@ from typing import Any
 
 from lvmmed_monai.report.collect import Source
 from lvmmed_monai.report.figures import Curve, curve_figure, picture, strip_figure
+from lvmmed_monai.report.position import position_figure
 from lvmmed_monai.report.words import amount, duration, interval, memory, number, readable
 
 __all__ = ["case_score", "key_metric", "measures", "run_view"]
@@ -44,6 +45,8 @@ def run_view(source: Source) -> dict[str, Any]:
         "curves": _curves(record),
         "classes": _classes(record),
         "gallery": _gallery(source),
+        "alarms": [_alarm(alarm) for alarm in record.get("alarms", [])],
+        "examples": [_example(source, example) for example in record.get("examples", [])],
         "cases": _case_table(record["cases"]),
     }
 
@@ -217,6 +220,20 @@ def _case_table(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     names = list(dict.fromkeys(name for case in cases for name in case["metrics"]))
     rows = [{"case": case["case"], "values": [number(case["metrics"].get(name)) for name in names]} for case in cases]
     return {"columns": [readable(name) for name in names], "rows": rows} if names else None
+
+
+# --- pre-training ---------------------------------------------------------------------------------------------
+
+
+def _alarm(alarm: Mapping[str, Any]) -> dict[str, str]:
+    first, last = number(alarm["first_step"]), number(alarm["last_step"])
+    return {"steps": f"Step {first}" if first == last else f"Steps {first} to {last}", "text": alarm["text"]}
+
+
+def _example(source: Source, example: Mapping[str, Any]) -> dict[str, str]:
+    """A picture of true and predicted positions of some crops of a volume."""
+    address = position_figure(source.folder / example["picture"], example["grid"], example["crops"])
+    return {"title": readable(example["name"]), "address": address}
 
 
 # --- provenance -----------------------------------------------------------------------------------------------

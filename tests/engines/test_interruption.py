@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tiny_voco
 import torch
 from tiny_method import TinyMethod, build, weights
 
@@ -67,3 +70,51 @@ def test_killed_and_terminated_runs_end_like_an_uninterrupted_one(tmp_path: Path
     encoder = torch.load(cut / "encoder.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, encoder[key]) for key, value in method.encoder().state_dict().items())
     assert (cut / "results.json").exists()
+
+
+def kill_when(marker: Path, process: Any, delay: float) -> None:
+    deadline = time.monotonic() + 120
+    while not marker.exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    marker.unlink()
+
+
+@pytest.mark.slow
+def test_point_24_voco_killed_at_random_moments_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    datalist = tiny_voco.write_volumes(tmp_path)
+    whole = tiny_voco.build(datalist)
+    whole.run()
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    random, context = np.random.default_rng(24), tiny_voco.quick_processes()
+
+    def start(*, break_save: bool = False) -> Any:
+        process = context.Process(target=tiny_voco.train_until_killed, args=(str(datalist), str(cut), break_save))
+        process.start()
+        return process
+
+    steps = []
+    for moment in range(5):
+        in_a_save = moment == 2
+        process = start(break_save=in_a_save)
+        kill_when(cut / ("saving" if in_a_save else "started"), process, 0 if in_a_save else random.uniform(0, 0.25))
+        (cut / "started").unlink(missing_ok=True)
+        stored = cut / "checkpoint.pt"
+        steps.append(torch.load(stored, weights_only=True)["state"]["step"] if stored.exists() else 0)
+    assert steps == sorted(steps)
+    # Of the run that died while saving, the save before the broken one is there.
+    assert steps[2] == steps[1] + 3
+    assert 0 < steps[-1] < tiny_voco.STEPS
+    process = start()
+    process.join(120)
+    assert process.exitcode == 0
+    found = weights(cut / "checkpoint.pt")
+    expected = whole.network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)

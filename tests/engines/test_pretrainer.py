@@ -15,7 +15,7 @@ from tiny_method import TinyData, TinyMethod, build, weights
 
 from lvmmed_monai.data import write_datalist
 from lvmmed_monai.engines import Pretrainer
-from lvmmed_monai.engines.steps import autocast_dtype, memory_error_as_user_error, step_seed, to_device
+from lvmmed_monai.engines.steps import autocast_dtype, memory_error_as_user_error, split_batch, step_seed, to_device
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.handlers import ResumableCheckpoint
 from lvmmed_monai.networks import FeatureExtractor, build_encoder, read_encoder_file
@@ -57,6 +57,17 @@ class TestRun:
         assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
         assert rates[-1] < 1e-3
         assert all(seconds > 0 for seconds in engine.history["seconds"].values())
+
+    def test_an_alarm_is_logged_once_and_kept_with_its_steps(self, caplog: pytest.LogCaptureFixture) -> None:
+        method = TinyMethod()
+        method.flat_from = 8
+        with caplog.at_level(logging.WARNING):
+            engine = build(method)
+            engine.run()
+        assert engine.history["alarms"] == [[8, 12, "the level is flat at step 12"]]
+        assert [record.message for record in caplog.records if "flat" in record.message] == [
+            "alarm at step 8: the level is flat at step 8"
+        ]
 
     def test_outputs(self, tmp_path: Path) -> None:
         method = TinyMethod()
@@ -118,6 +129,70 @@ class TestDeterminism:
         assert all(0 <= seed < 2**63 for seed in seeds)
 
 
+class TestAccumulation:
+    def run(self, accumulate: int, **options: Any) -> Pretrainer:
+        engine = build(TinyMethod(noise=0.0, batch_norm=False), accumulate=accumulate, **options)
+        engine.run()
+        return engine
+
+    @pytest.mark.parametrize("parts", [2, 4])
+    def test_point_21_parts_of_a_batch_are_one_step(self, parts: int) -> None:
+        whole, cut = self.run(1), self.run(parts)
+        assert cut.method._steps == parts * whole.method._steps == parts * 20
+        # The moving average of after_step is a buffer among these.
+        for name, value in whole.network.state_dict().items():
+            torch.testing.assert_close(cut.network.state_dict()[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        for name in ("loss", "level", "learning_rate"):
+            pairs = zip(cut.history["curves"][name], whole.history["curves"][name], strict=True)
+            assert all(one == pytest.approx(two, rel=1e-3) for one, two in pairs)
+
+    def test_resumes_exactly(self, tmp_path: Path) -> None:
+        whole = self.run(2)
+        path = tmp_path / "checkpoint.pt"
+        cut = build(
+            TinyMethod(noise=0.0, batch_norm=False), accumulate=2, handlers=[ResumableCheckpoint(path, 3), Stop(8)]
+        )
+        with pytest.raises(KeyboardInterrupt):
+            cut.run()
+        resumed = self.run(2, handlers=[ResumableCheckpoint(path, 3)])
+        assert equal(whole.network.state_dict(), resumed.network.state_dict())
+
+    def test_a_batch_that_does_not_divide(self) -> None:
+        with pytest.raises(UserError, match="a batch of 4 cannot be cut into 3 equal parts"):
+            self.run(3)
+
+    def test_split_batch(self) -> None:
+        batch = {"a": torch.arange(4), "b": [torch.arange(8).reshape(4, 2), "name"], "c": (torch.arange(4),)}
+        one, two = split_batch(batch, 2)
+        assert torch.equal(two["a"], torch.tensor([2, 3]))
+        assert torch.equal(one["b"][0], torch.tensor([[0, 1], [2, 3]]))
+        assert (one["b"][1], type(one["c"])) == ("name", tuple)
+
+
+class TestTimeLimit:
+    def test_stops_cleanly_and_continues_to_the_same_end(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path, encoder = tmp_path / "checkpoint.pt", tmp_path / "encoder.pt"
+        expected = trained()
+        with caplog.at_level(logging.WARNING):
+            slow = TinyMethod(step_seconds=0.05)
+            build(slow, max_hours=0.3 / 3600, handlers=[ResumableCheckpoint(path)], encoder_path=encoder).run()
+        step = torch.load(path, weights_only=True)["state"]["step"]
+        assert 0 < step < 20
+        assert f"stopped after 0.0 hours at step {step} of 20; run the same command again to continue" in caplog.text
+        assert read_encoder_file(encoder)["provenance"]["steps"] == step
+        method = TinyMethod()
+        build(method, max_hours=1, handlers=[ResumableCheckpoint(path)], encoder_path=encoder).run()
+        assert method._steps == 20 - step
+        assert equal(method.network().state_dict(), expected)
+        assert read_encoder_file(encoder)["provenance"]["steps"] == 20
+
+    def test_hours_out_of_range(self) -> None:
+        with pytest.raises(UserError, match="max_hours must be above 0, got 0"):
+            build(TinyMethod(), max_hours=0)
+
+
 class Stop:
     """Ends a run like a power cut at one step."""
 
@@ -145,7 +220,7 @@ class TestResume:
         return engine
 
     @pytest.mark.parametrize("stop", [5, 8, 10, 13])
-    def test_interrupted_run_ends_with_the_same_weights(self, tmp_path: Path, stop: int) -> None:
+    def test_point_24_interrupted_run_ends_with_the_same_weights(self, tmp_path: Path, stop: int) -> None:
         whole = self.run(tmp_path / "whole")
         self.run(tmp_path / "cut", stop)
         assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["state"]["step"] == stop // 4 * 4

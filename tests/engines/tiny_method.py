@@ -67,6 +67,7 @@ class TinyMethod:
         torch.manual_seed(0)
         self._network = TinyNetwork(batch_norm)
         self.poison_at: int | None = None
+        self.flat_from = 10**6
         self._steps = 0
 
     def network(self) -> nn.Module:
@@ -91,6 +92,10 @@ class TinyMethod:
         error = float((self._network(images) - images).square().mean())
         self._network.train()
         return {"error": error}
+
+    def alarms(self, history: dict[str, Any]) -> list[str]:
+        done = history["curves"]["loss"][-1][0]
+        return [f"the level is flat at step {done}"] if self.flat_from <= done < self.flat_from + 5 else []
 
     def encoder(self) -> Encoder:
         return self._network.encoder

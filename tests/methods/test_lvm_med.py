@@ -223,3 +223,14 @@ def test_large_maps_are_averaged() -> None:
 def test_message_passing_needs_the_width_of_the_features() -> None:
     with pytest.raises(UserError, match="features = 128 but the encoder gives 32"):
         LVMMed(**SMALL, preset="paper", projector="none").network()
+
+
+def test_a_collapse_of_the_held_out_features_is_an_alarm() -> None:
+    untrained = {"effective_rank": 12.0, "matching_accuracy": 0.2}
+    history: dict[str, Any] = {"monitors": [[0, untrained]]}
+    assert LVMMed(**SMALL).alarms(history) == []
+    history["monitors"].append([50, {"effective_rank": 3.0, "matching_accuracy": 0.5}])
+    assert LVMMed(**SMALL).alarms(history) == []
+    history["monitors"].append([100, {"effective_rank": 1.5, "matching_accuracy": 0.1}])
+    (sentence,) = LVMMed(**SMALL).alarms(history)
+    assert "collapse: held-out pictures differ in 1.5 directions, 12.0 without training" in sentence

@@ -12,11 +12,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from lvmmed_monai.data.datalist import write_datalist
 from lvmmed_monai.data.volume_cache import VolumeCache
 from lvmmed_monai.errors import DataError, UserError
+from lvmmed_monai.handlers.examples import write_examples
 from lvmmed_monai.losses.volume_contrast import mask_overlap, overlap_similarity
 from lvmmed_monai.methods import build_method
 from lvmmed_monai.methods._preparation import VolumePreparation
@@ -24,6 +26,7 @@ from lvmmed_monai.methods._voco_data import VolumeCropDataset
 from lvmmed_monai.methods._voco_monitors import position_scores
 from lvmmed_monai.methods._voco_network import Projector, standardise
 from lvmmed_monai.methods.voco import VoCo
+from lvmmed_monai.results import new_results, validate_results
 from lvmmed_monai.transforms.crops_3d import overlap_labels
 
 SMALL: dict[str, Any] = {
@@ -353,7 +356,7 @@ class TestNetwork:
         features, counted = torch.randn(3, 11, 5), torch.ones(3, 11, dtype=torch.bool)
         torch.testing.assert_close(projector(features, counted)[:1], projector(features[:1], counted[:1]))
 
-    def test_dropout_is_off_in_eval_and_never_takes_a_whole_row(self) -> None:
+    def test_point_20_dropout_is_off_in_eval_and_never_takes_a_whole_row(self) -> None:
         torch.manual_seed(0)
         network = VoCo(**SMALL).network()
         rows = network.train().dropout(torch.ones(1000, 1, 112))
@@ -383,14 +386,14 @@ class TestNetwork:
 
 
 class TestTeacher:
-    def test_starts_as_a_copy_without_gradient(self) -> None:
+    def test_point_21_starts_as_a_copy_without_gradient(self) -> None:
         network = VoCo(**SMALL).network()
         for slow, fast in zip(network.teacher.parameters(), network.projector.parameters(), strict=True):
             assert torch.equal(slow, fast)
             assert slow.data_ptr() != fast.data_ptr()
             assert not slow.requires_grad
 
-    def test_moving_average(self) -> None:
+    def test_point_21_moving_average(self) -> None:
         method = VoCo(**SMALL)
         network = method.network()
         for slow, fast in zip(network.teacher.parameters(), network.projector.parameters(), strict=True):
@@ -400,14 +403,38 @@ class TestTeacher:
             method.after_step(network)
             assert all(torch.allclose(slow, torch.tensor(expected)) for slow in network.teacher.parameters())
 
+    def test_point_21_a_whole_encoder_may_be_taught(self, datalist: Path, tmp_path: Path) -> None:
+        method = VoCo(**SMALL, encoder_ema=0.75, dropout=0.0)
+        network = method.network()
+        assert not method.base_gradient
+        own = dict(network.teacher_encoder.named_parameters())
+        assert all(torch.equal(own[name], value) for name, value in method.encoder().named_parameters())
+        assert not any(value.requires_grad for value in own.values())
+        assert {f"teacher_encoder.{name}" for name in own} <= network.state_dict().keys()
+        dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
+        batch = batch_of(dataset, [(0, 0), (1, 1)])
+        student, teacher = network(batch["crops"], torch.ones(2, 13, dtype=torch.bool))
+        torch.testing.assert_close(student, teacher)
+        before = {name: value.clone() for name, value in own.items()}
+        optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=0.1)
+        method.step(batch, network)["loss"].backward()
+        optimizer.step()
+        assert all(value.grad is None and torch.equal(value, before[name]) for name, value in own.items())
+        method.after_step(network)
+        for name, value in method.encoder().named_parameters():
+            torch.testing.assert_close(own[name], 0.75 * before[name] + 0.25 * value)
+        _, teacher = network(batch["crops"], torch.ones(2, 13, dtype=torch.bool))
+        assert not torch.allclose(student, teacher)
+        assert method.monitors(dataset)["effective_rank"] > 1
+
     @pytest.mark.parametrize("mode", ["fixed", "v2", "v1", "paper"])
-    def test_takes_no_gradient_and_is_not_moved_by_a_step(self, mode: Any, datalist: Path, tmp_path: Path) -> None:
+    def test_point_21_takes_no_gradient_and_stays_in_a_step(self, mode: Any, datalist: Path, tmp_path: Path) -> None:
         method = VoCo(**SMALL, loss_mode=mode)
         network = method.network()
         dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
         before = [parameter.clone() for parameter in network.teacher.parameters()]
         terms = method.step(batch_of(dataset, [(0, 0), (1, 1)]), network)
-        assert terms.keys() == {"loss", "intra", "inter", "base", "argmax_accuracy"}
+        assert {"loss", "intra", "inter", "base", "argmax_accuracy", "teacher_distance"} <= terms.keys()
         terms["loss"].backward()
         assert all(parameter.grad is None for parameter in network.teacher.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, network.teacher.parameters(), strict=True))
@@ -424,6 +451,21 @@ class TestTeacher:
             method.step(batch_of(dataset, [(0, 0), (1, 1)]), method.network())["loss"].backward()
             gradients.append(next(method.encoder().parameters()).grad)
         assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize(("volumes", "crops"), [(1, 4), (2, 1), (1, 1)])
+def test_point_22_one_volume_or_one_crop(volumes: int, crops: int, datalist: Path, tmp_path: Path) -> None:
+    """With one volume there is no other one to compare with: the inter term is 0 and the rest is learnt."""
+    method = VoCo(**SMALL, crops_per_volume=crops)
+    dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
+    terms = method.step(batch_of(dataset, [(number, number) for number in range(volumes)]), method.network())
+    assert (float(terms["inter"]) == 0) == (volumes == 1)
+    assert float(terms["intra"]) > 0
+    terms["loss"].backward()
+    gradient = next(method.encoder().parameters()).grad
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() > 0
+    assert all(np.isfinite(float(value)) for value in terms.values())
 
 
 class TestMonitors:
@@ -471,6 +513,42 @@ class TestMonitors:
         assert position_scores(target, torch.zeros_like(target), every)["correlation"] == 0.0
 
 
+class TestExamples:
+    def test_what_the_picture_shows_is_what_the_dataset_and_the_network_say(
+        self, make_datalist: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        method = VoCo(**SMALL)
+        # A volume of exactly one block: its middle slice is known.
+        dataset = method.dataset([make_datalist([body(0)[:24, :24, :8]])], "training", tmp_path / "cache", 0)
+        (example,) = method.examples(dataset)
+        assert example == {**method.examples(dataset)[0], "slice": example["slice"]}
+        expected = dataset.cache.read_window(0, (0, 0, 0), (24, 24, 8))[0, :, :, 4]
+        np.testing.assert_allclose(example["slice"], expected * 255, atol=1.01)
+        assert len(example["crops"]) == 3
+        for crop in example["crops"]:
+            x, y = crop["center"]
+            along = [[max(0.0, 1 - abs(spot - 0.5 - cell)) for cell in range(3)] for spot in (x, y)]
+            np.testing.assert_allclose(crop["true"], np.outer(*along).ravel(), atol=1e-6)
+            assert len(crop["predicted"]) == 9
+            assert all(0 <= value <= 1 + 1e-6 for value in crop["predicted"])
+
+    def test_they_are_written_beside_the_results(self, datalist: Path, tmp_path: Path) -> None:
+        method = VoCo(**SMALL)
+        dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
+        written = write_examples(method, dataset, tmp_path)
+        assert [example["picture"] for example in written] == ["examples/1.png", "examples/2.png"]
+        drawn = method.examples(dataset)[0]["slice"]
+        shown = np.asarray(Image.open(tmp_path / "examples" / "1.png"))
+        # Patient's right (the last x of RAS+ is left on the picture), anterior (the last y) at the top.
+        assert shown[0, 0] == drawn[-1, -1]
+        assert shown[-1, 0] == drawn[-1, 0]
+        record = {**new_results("pretraining", "voco_pretrain", seed=0), "examples": written}
+        assert validate_results(record) == []
+        record["examples"][0]["crops"][0]["true"] = [1.0]
+        assert "examples.held-out volume 1" in validate_results(record)[0]
+        assert write_examples(method, None, tmp_path) == []
+
+
 class TestContract:
     def test_built_by_name(self) -> None:
         method = build_method("voco", **SMALL)
@@ -496,6 +574,8 @@ class TestContract:
             ({"spacing_mm": (1.0, 0.0, 1.0)}, "spacing_mm"),
             ({"ct_window": (400, -500)}, "ct_window"),
             ({"momentum": 1.5}, "momentum"),
+            ({"encoder_ema": -0.1}, "encoder_ema"),
+            ({"encoder_ema": 0.9, "base_gradient": True}, "encoder of its own"),
             ({"projector": (8,)}, "projector"),
             ({"loss_mode": "v3"}, "unknown form"),
             ({"encoder_name": "resnet18"}, "not 3D"),
@@ -508,7 +588,7 @@ class TestContract:
 
 
 @pytest.mark.slow
-def test_learns_positions(make_datalist: Callable[..., Path], tmp_path: Path) -> None:
+def test_point_27_learns_positions(make_datalist: Callable[..., Path], tmp_path: Path) -> None:
     """Four volumes of distinct structure, no augmentation: far below what answers without looking reach (.50)."""
     torch.manual_seed(0)
     volumes = []

@@ -1,0 +1,34 @@
+"""Examples of what a pre-training has learnt, for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lvmmed_monai.files import atomic_path
+
+__all__ = ["write_examples"]
+
+
+def write_examples(method: Any, held_out: Any, folder: Path) -> list[dict[str, Any]]:
+    """Write the pictures of a method's ``examples(held_out)`` and give what stands in the results file.
+
+    Pictures are shown as a radiologist expects: the patient's right on the left, anterior at the top.
+
+    Args:
+        method: a method that has such a function; none are written for others.
+        held_out: the dataset that the method monitors on; None writes none.
+        folder: of the results file; pictures go to ``examples`` in it.
+    """
+    if held_out is None or not hasattr(method, "examples"):
+        return []
+    written = []
+    for number, example in enumerate(method.examples(held_out), start=1):
+        path = folder / "examples" / f"{number}.png"
+        with atomic_path(path) as temporary:
+            Image.fromarray(example["slice"][::-1].T[::-1].copy()).save(temporary, format="PNG")
+        about = {key: value for key, value in example.items() if key != "slice"}
+        written.append({"name": f"held-out volume {number}", "picture": f"examples/{number}.png", **about})
+    return written

@@ -1,0 +1,66 @@
+"""Configurations of a bundle that are laid over its training: encoder sizes with the settings published for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundle_material import SHIPPED, small
+from monai.bundle import ConfigParser
+
+from lvmmed_monai.cli._bundle_files import copy_bundle
+from lvmmed_monai.cli.app import execute
+from lvmmed_monai.cli.run import config_files
+from lvmmed_monai.results import read_results
+
+VOCO = SHIPPED["voco_pretrain"]
+# Random crops of a volume, volumes of a batch: as published for eight processes.
+SIZES = {"b": (4, 4), "l": (4, 2), "h": (2, 2)}
+
+
+def parsed(config: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in config_files(VOCO, config)])
+    return parser
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("form", ["{}", "train+{}", "evaluate+{}"])
+def test_sizes_are_laid_over_train(size: str, form: str) -> None:
+    parser = parsed(form.format(size))
+    assert parser.get_parsed_content("encoder_name") == f"swinunetr_{size}"
+    assert parser.get_parsed_content("encoder_options") == {"use_checkpoint": True}
+    assert (parser.get("crops_per_volume"), parser.get("batch_size")) == SIZES[size]
+    assert (parser.get("learning_rate"), parser.get("warmup_steps")) == (1e-4, 5000)
+    assert parser.get("ssl_method")["_target_"] == "lvmmed_monai.methods.build_method"
+
+
+def test_a_size_combines_with_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "LOCAL_RANK", "0")
+    parser = parsed("multi_gpu_train+b")
+    assert parser.get("encoder_name") == "swinunetr_b"
+    assert parser.get("backend") is not None
+
+
+def test_the_method_takes_the_settings_of_b() -> None:
+    method = parsed("b").get_parsed_content("ssl_method")
+    assert (method.encoder().name, method.crop_size, tuple(method.grid)) == ("swinunetr_b", 64, (3, 3))
+    layers = method.network().projector.layers
+    assert [layer.in_features for layer in layers] == [1152, 1024, 1024]
+    assert layers[-1].out_features == 1024
+
+
+def test_train_and_a_size_run(datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an encoder and crops small enough for a test; all else is the overlay's."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    bundle = copy_bundle("voco_pretrain", tmp_path)
+    settings: dict[str, Any] = {**small("voco_pretrain", "train"), "datalist": str(datalist), "accumulate": 2}
+    settings |= {"encoder_options": {}, "grid": [2, 2], "max_hours": 1, "projector": [16, 8]}
+    words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    assert execute(["run", str(bundle), "train+b", "--quiet", *words]) == 0
+    record = read_results(bundle / "output" / "train" / "results.json")
+    assert len(record["curves"]["loss"]) == 2
+    assert "effective_rank" in record["metrics"]
