@@ -49,11 +49,16 @@ class RecentCurves:
         values = self.values(name)
         return float(values.mean()) if len(values) else float("nan")
 
+    def median(self, name: str) -> float:
+        """Median of `values`, which a few steps far off do not move; NaN without any."""
+        values = self.values(name)
+        return float(np.median(values)) if len(values) else float("nan")
+
     def drift(self, name: str) -> float:
-        """Mean of the second half of `values` less that of the first; NaN without any."""
+        """Median of the second half of `values` less that of the first; NaN without any."""
         values = self.values(name)
         half = len(values) // 2
-        return float(values[half:].mean() - values[:half].mean()) if half else float("nan")
+        return float(np.median(values[half:]) - np.median(values[:half])) if half else float("nan")
 
     def first(self, name: str) -> float:
         """The first value of the whole run; NaN without any."""

@@ -118,7 +118,7 @@ class _Run:
 
     @property
     def intra(self) -> float:
-        return self.recent.mean("intra")
+        return self.recent.median("intra")
 
     @property
     def stuck(self) -> bool:

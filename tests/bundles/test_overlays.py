@@ -53,6 +53,16 @@ def test_the_method_takes_the_settings_of_b() -> None:
     assert layers[-1].out_features == 1024
 
 
+def test_point_23_weight_decay_reaches_the_optimiser() -> None:
+    parser = parsed("b")
+    parser.update({"encoder_name": "segresnet_tiny", "encoder_options": {}, "weight_decay": 0.25})
+    (group,) = parser.get_parsed_content("optimizer").param_groups
+    assert (group["weight_decay"], group["lr"]) == (0.25, 1e-4)
+    teacher = {id(one) for one in parser.get_parsed_content("network").teacher.parameters()}
+    assert teacher
+    assert not teacher & {id(one) for one in group["params"]}
+
+
 def test_train_and_a_size_run(datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an encoder and crops small enough for a test; all else is the overlay's."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

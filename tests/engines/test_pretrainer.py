@@ -169,6 +169,28 @@ class TestAccumulation:
         assert (one["b"][1], type(one["c"])) == ("name", tuple)
 
 
+class TestPoint23:
+    def moved(self, *, clip_norm: float | None, scale: float | None = None) -> float:
+        """How far one step of gradient descent with rate 1 moves the weights."""
+        method = TinyMethod(noise=0.0, batch_norm=False)
+        engine = build(method, epochs=1, epoch_length=1, clip_norm=clip_norm)
+        engine.optimizer = torch.optim.SGD(method.network().parameters(), lr=1.0)
+        engine.lr_scheduler = None
+        if scale is not None:
+            engine.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        before = [one.clone() for one in method.network().parameters()]
+        engine.run()
+        after = method.network().parameters()
+        return float(sum((a - b).square().sum() for a, b in zip(after, before, strict=True)).sqrt())
+
+    def test_point_23_gradients_are_clipped_after_unscaling(self) -> None:
+        free = self.moved(clip_norm=None)
+        assert free > 0.02
+        assert self.moved(clip_norm=0.01) == pytest.approx(0.01, rel=1e-3)
+        assert self.moved(clip_norm=0.01, scale=1024.0) == pytest.approx(0.01, rel=1e-3)
+        assert self.moved(clip_norm=10 * free, scale=1024.0) == pytest.approx(free, rel=1e-4)
+
+
 class TestTimeLimit:
     def test_stops_cleanly_and_continues_to_the_same_end(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -39,3 +39,14 @@ def test_numbers_out_of_range() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     with pytest.raises(UserError, match="got 0 and 0"):
         warmup_cosine(optimizer, 0, 0)
+
+
+def test_point_23_published_schedule() -> None:
+    """Rate 1e-4, warm-up 5000: the published values, a step earlier in the warm-up, so that no step has rate 0."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
+    (factor,) = warmup_cosine(optimizer, 5000, 250_000).lr_lambdas
+    published = {1: 2e-8, 2500: 5e-5, 5000: 1e-4}
+    assert {step: 1e-4 * factor(step - 1) for step in published} == pytest.approx(published)
+    assert 1e-4 * factor(5000) == pytest.approx(1e-4)
+    assert 1e-4 * factor(127_500) == pytest.approx(5e-5)
+    assert factor(250_000) == pytest.approx(0)
