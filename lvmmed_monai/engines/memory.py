@@ -97,7 +97,8 @@ class _Probe:
             args, kwargs = tree_map_only(Tensor, make, (args, kwargs))
             live = _LiveBytes(list(state.values()))
             with live:
-                found = torch.func.functional_call(self._network, state, args, kwargs)
+                # Tying exchanges a module that stands in two places twice, and leaves fake weights behind.
+                found = torch.func.functional_call(self._network, state, args, kwargs, tie_weights=False)
                 outputs = [one for one in tree_flatten(found)[0] if isinstance(one, Tensor) and one.requires_grad]
                 torch.autograd.backward(outputs, [torch.ones_like(one) for one in outputs])
         self.peak = live.peak

@@ -413,7 +413,7 @@ class TestTeacher:
         assert {f"teacher_encoder.{name}" for name in own} <= network.state_dict().keys()
         dataset = method.dataset([datalist], "training", tmp_path / "cache", 0)
         batch = batch_of(dataset, [(0, 0), (1, 1)])
-        student, teacher = network(batch["crops"], torch.ones(2, 13, dtype=torch.bool))
+        student, teacher = network(batch["crops"], torch.ones(2, 25, dtype=torch.bool))
         torch.testing.assert_close(student, teacher)
         before = {name: value.clone() for name, value in own.items()}
         optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=0.1)
@@ -423,9 +423,9 @@ class TestTeacher:
         method.after_step(network)
         for name, value in method.encoder().named_parameters():
             torch.testing.assert_close(own[name], 0.75 * before[name] + 0.25 * value)
-        _, teacher = network(batch["crops"], torch.ones(2, 13, dtype=torch.bool))
+        _, teacher = network(batch["crops"], torch.ones(2, 25, dtype=torch.bool))
         assert not torch.allclose(student, teacher)
-        assert method.monitors(dataset)["effective_rank"] > 1
+        assert method.monitors(dataset)["embedding_rank"] > 1
 
     @pytest.mark.parametrize("mode", ["fixed", "v2", "v1", "paper"])
     def test_point_21_takes_no_gradient_and_stays_in_a_step(self, mode: Any, datalist: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lvmmed_monai.data.datalist import write_datalist
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.engines import Pretrainer, warmup_cosine
 from lvmmed_monai.methods._voco_alarms import blind_levels, voco_alarms
-from lvmmed_monai.methods._voco_monitors import effective_rank, training_numbers
+from lvmmed_monai.methods._voco_monitors import embedding_rank, training_numbers
 from lvmmed_monai.methods._voco_network import standardise
 from lvmmed_monai.methods.voco import VoCo
 
@@ -72,23 +72,18 @@ class LayerNormProjector(nn.Module):
         return self.layers[-1](features)
 
 
-def raw_features(network: Any, crops: Tensor) -> Tensor:
-    maps = network.encoder(crops.flatten(0, 1))
-    return torch.cat([one.flatten(2).mean(-1) for one in maps], 1).unflatten(0, crops.shape[:2])
-
-
 def normalise_each_crop(network: Any) -> None:
     """The published cure for small batches that makes it collapse: LayerNorm in the projector, raw features into it."""
     network.projector = LayerNormProjector(network.projector)
     network.teacher = copy.deepcopy(network.projector).requires_grad_(False)
-    network.features = lambda crops, counted: raw_features(network, crops)
+    network.features = lambda crops, counted: network.pooled(crops)
 
 
 def drop_raw_features(network: Any) -> None:
     """Channel dropout of 0.2 before anything is standardised."""
 
     def forward(crops: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        raw = raw_features(network, crops)
+        raw = network.pooled(crops)
         student = network.projector(standardise(functional.dropout(raw, 0.2), counted), counted)
         return student, network.teacher(standardise(raw, counted), counted)
 
@@ -243,6 +238,6 @@ class TestPoint28:
         assert found["embedding_spread"] == pytest.approx(0, abs=1e-6)
         assert found["positive_logit"] == pytest.approx(found["zero_logit"]) == pytest.approx(1)
 
-    def test_effective_rank(self) -> None:
-        assert effective_rank(torch.eye(6).repeat(4, 1)) == pytest.approx(6)
-        assert effective_rank(torch.ones(20, 6)) == pytest.approx(1, abs=1e-3)
+    def test_embedding_rank(self) -> None:
+        assert embedding_rank(torch.eye(6).repeat(4, 1)) == pytest.approx(6)
+        assert embedding_rank(torch.ones(20, 6)) == pytest.approx(1, abs=1e-3)
