@@ -82,7 +82,7 @@ def generated_configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     ``params.json`` holds ``shared`` (a folder of ``_shared``), ``common`` (for train and inference), one
     object for each configuration, merged over the shared file of its name, and ``overlays``: further ones
-    of this bundle alone, by name, to be laid over train.
+    of this bundle alone, by name, to be laid over train; one that says ``like`` begins with another one's content.
     """
     params = read_json(folder / "params.json", "bundle parameters")
     shared = folder.parent / "_shared" / params["shared"]
@@ -98,8 +98,10 @@ def generated_configs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         else:
             config = _merged_overlay(part, own)
         yield f"{name}.json", config
-    for name, overlay in params.get("overlays", {}).items():
-        yield f"{name}.json", overlay
+    overlays = params.get("overlays", {})
+    for name, overlay in overlays.items():
+        whole = {**overlays.get(overlay.get("like"), {}), **overlay}
+        yield f"{name}.json", {key: value for key, value in whole.items() if key != "like"}
     yield "metadata.json", metadata
 
 

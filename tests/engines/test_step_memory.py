@@ -132,3 +132,23 @@ class TestAnnouncement:
         assert "at least 7.0 GiB more, and 6.0 are free: it will probably not fit; raise accumulate" in caplog.text
         with pytest.raises(UserError, match=r"at least 8\.0 GiB, and the device has 7\.0; .* raise accumulate"):
             check_memory(estimate, 6 * GIB, 7 * GIB)
+
+
+class TwoPlaces(nn.Module):
+    """One module under two names, as the encoder that two networks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(4, 4)
+        self.again = nn.ModuleDict({"inner": self.shared})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again["inner"](self.shared(x))
+
+
+def test_a_module_in_two_places_keeps_its_weights() -> None:
+    network = TwoPlaces()
+    before, image = network.shared.weight, torch.rand(2, 4)
+    step_memory(step, {"image": image}, network, torch.optim.SGD(network.parameters(), lr=0.1))
+    assert network.shared.weight is before
+    assert type(network(image)) is Tensor
