@@ -34,6 +34,7 @@ from lvmmed_monai.methods._omni_network import (
     segmentation_on,
 )
 from lvmmed_monai.methods.voco import VoCo
+from lvmmed_monai.options import true_or_false
 
 __all__ = ["VoCoOmni"]
 
@@ -92,7 +93,7 @@ class VoCoOmni(VoCo):
         self.teacher = teacher
         self.teacher_momentum = teacher_momentum
         self.confidence = confidence
-        self.detach = detach
+        self.detach = true_or_false(detach, "detach")
         self.voco_weight = voco_weight
         self.pseudo_weight = pseudo_weight
         self.positive_share = positive_share
@@ -105,7 +106,7 @@ class VoCoOmni(VoCo):
             switch_step=switch_step,
             teacher=teacher,
             momentum=teacher_momentum,
-            detach=detach,
+            detach=self.detach,
         )
         # The Dice is that of the batch because most crops lack most classes.
         self._supervised = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
@@ -231,6 +232,10 @@ class VoCoOmni(VoCo):
             found["dice"] = self._dice(dataset.labelled)
         return found
 
+    def examples(self, dataset: OmniCrops) -> list[dict[str, Any]]:  # type: ignore[override]
+        """As of `VoCo`; none where there is no contrast or no held-out volume without labels."""
+        return super().examples(dataset.contrast) if dataset.contrast is not None else []
+
     @torch.no_grad()
     def _dice(self, volumes: LabelledCrops) -> float:
         network = self._omni.segmentation
@@ -253,6 +258,5 @@ class VoCoOmni(VoCo):
 
     def alarms(self, history: Mapping[str, Any]) -> list[str]:
         """What is going wrong in a run, in plain words."""
-        inherited = getattr(super(), "alarms", None)
-        found = inherited(history) if inherited is not None and self.voco_weight else []
+        found = super().alarms(history) if self.voco_weight else []
         return [*found, *omni_alarms(history, self.confidence)]

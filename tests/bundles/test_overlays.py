@@ -73,4 +73,4 @@ def test_train_and_a_size_run(datalist: Path, tmp_path: Path, monkeypatch: pytes
     assert execute(["run", str(bundle), "train+b", "--quiet", *words]) == 0
     record = read_results(bundle / "output" / "train" / "results.json")
     assert len(record["curves"]["loss"]) == 2
-    assert "effective_rank" in record["metrics"]
+    assert "embedding_rank" in record["metrics"]

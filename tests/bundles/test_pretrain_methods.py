@@ -55,7 +55,7 @@ def test_options_of_each_method_can_be_set(tmp_path: Path) -> None:
     parser["method"] = "mae3d"
     parser.parse(True)
     mae = parser.get_parsed_content("ssl_method")
-    assert (mae.mask_ratio, mae.patch_size, mae.windows_per_volume) == (0.75, 4, 2)
+    assert (mae.mask_ratio, mae.patch_size, mae.windows_per_volume) == (0.75, 4, 3)
 
 
 @pytest.mark.parametrize("method", ["mae3d", "none"])
