@@ -67,9 +67,16 @@ def overlap_similarity(crops: Tensor, bases: Tensor) -> Tensor:
         (..., S, n), from 0 to 1; a zero vector has similarity 0 to everything.
     """
     with torch.autocast(crops.device.type, enabled=False):
-        unit_crops = F.normalize(_full(crops), dim=-1, eps=_TINY_NORM)
-        unit_bases = F.normalize(_full(bases), dim=-1, eps=_TINY_NORM)
-        return F.relu(unit_crops @ unit_bases.transpose(-1, -2))
+        return _cosines(_unit(crops), _unit(bases))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(_full(vectors), dim=-1, eps=_TINY_NORM)
+
+
+def _cosines(crops: Tensor, bases: Tensor) -> Tensor:
+    """Of unit vectors, negative values set to zero."""
+    return F.relu(crops @ bases.transpose(-1, -2))
 
 
 def mask_overlap(overlap: Tensor, base_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,25 +171,27 @@ def base_regulariser(bases: Tensor, mode: Mode = "fixed", *, base_mask: Tensor |
     """
     _check_mode(mode)
     with torch.autocast(bases.device.type, enabled=False):
-        unit = F.normalize(_full(bases), dim=-1, eps=_TINY_NORM)
-        other = unit.detach() if mode in ("v1", "v2") else unit
-        similarity = unit @ other.transpose(-1, -2)
-        penalty = similarity.abs() if mode == "paper" else F.relu(similarity).square()
-        pairs = torch.ones_like(similarity, dtype=torch.bool).triu(1)
-        if base_mask is not None:
-            pairs = pairs & base_mask.unsqueeze(1) & base_mask.unsqueeze(2)
-        counts = pairs.sum((-1, -2))
-        return _mean_over((penalty * pairs).sum((-1, -2)) / counts.clamp_min(1), counts > 0)
+        return _regulariser(_unit(bases), mode, base_mask)
+
+
+def _regulariser(unit: Tensor, mode: Mode, base_mask: Tensor | None) -> Tensor:
+    other = unit.detach() if mode in ("v1", "v2") else unit
+    similarity = unit @ other.transpose(-1, -2)
+    penalty = similarity.abs() if mode == "paper" else F.relu(similarity).square()
+    pairs = torch.ones_like(similarity, dtype=torch.bool).triu(1)
+    if base_mask is not None:
+        pairs = pairs & base_mask.unsqueeze(1) & base_mask.unsqueeze(2)
+    counts = pairs.sum((-1, -2))
+    return _mean_over((penalty * pairs).sum((-1, -2)) / counts.clamp_min(1), counts > 0)
 
 
 def _intra_similarity(
     crops: Tensor, bases: Tensor, crops_teacher: Tensor, bases_teacher: Tensor, mode: Mode, base_gradient: bool
 ) -> Tensor:
+    """Of unit vectors."""
     if mode == "v1":
-        forward = overlap_similarity(crops, bases_teacher.detach())
-        backward = overlap_similarity(crops_teacher.detach(), bases)
-        return 0.5 * (forward + backward)
-    return overlap_similarity(crops, bases_teacher if base_gradient else bases_teacher.detach())
+        return 0.5 * (_cosines(crops, bases_teacher.detach()) + _cosines(crops_teacher.detach(), bases))
+    return _cosines(crops, bases_teacher if base_gradient else bases_teacher.detach())
 
 
 def joint_labels(overlap: Tensor, depth: Tensor) -> Tensor:
@@ -236,18 +245,19 @@ def voco_loss(
     if base_mask is None:
         base_mask = torch.ones(bases.shape[:2], dtype=torch.bool, device=bases.device)
     with torch.autocast(crops.device.type, enabled=False):
-        crops, bases, crops_teacher, bases_teacher = map(_full, (crops, bases, crops_teacher, bases_teacher))
+        crops, bases, crops_teacher, bases_teacher = map(_unit, (crops, bases, crops_teacher, bases_teacher))
         target, valid = mask_overlap(_full(overlap), base_mask)
         floor = _EPS if mode == "paper" else 0.0
         similarity = _intra_similarity(crops, bases, crops_teacher, bases_teacher, mode, base_gradient)
         intra = position_loss(target, similarity, mode, valid=valid, floor=floor)
-        base = base_regulariser(bases, mode, base_mask=base_mask)
+        base = _regulariser(bases, mode, base_mask)
         inter = intra.new_zeros(())
         if mode != "v1" and (len(crops) > 1 or _processes(gather) > 1):
-            bases, bases_teacher, base_mask = (_next_volume(x, gather) for x in (bases, bases_teacher, base_mask))
+            others = bases, bases_teacher.detach(), base_mask
+            bases, bases_teacher, base_mask = (_next_volume(tensor, gather) for tensor in others)
             counted = valid.any(-1, keepdim=True) & base_mask.unsqueeze(1)
-            teacher = overlap_similarity(crops_teacher, bases_teacher).detach()
-            inter = position_loss(teacher, overlap_similarity(crops, bases), mode, valid=counted, floor=floor)
+            teacher = _cosines(crops_teacher.detach(), bases_teacher)
+            inter = position_loss(teacher, _cosines(crops, bases), mode, valid=counted, floor=floor)
         total = weights[0] * intra + weights[1] * inter + weights[2] * base
         return {"loss": total, "intra": intra, "inter": inter, "base": base}
 
