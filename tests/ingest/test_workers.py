@@ -248,7 +248,10 @@ def test_two_runs_at_once_are_refused(shared: ProcessWorkers) -> None:
 
 
 PARENT = """
+import signal
 import sys
+# A shell's background commands, and all that they start, ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import worker_jobs
 from lvmmed_monai.ingest.workers import ProcessWorkers
 
