@@ -41,8 +41,9 @@ from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.engines import warmup_cosine
 from lvmmed_monai.files import read_json, write_json
 from lvmmed_monai.losses import matching_accuracy
+from lvmmed_monai.methods._picture_method import batch_statistics, effective_rank
 from lvmmed_monai.methods._pictures import ViewPairs, view_pairs
-from lvmmed_monai.methods.lvm_med import LVMMedNetwork, _batch_statistics, _effective_rank, _projector
+from lvmmed_monai.methods.lvm_med import LVMMedNetwork, make_projector
 from lvmmed_monai.networks import build_encoder
 from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 from lvmmed_monai.transforms.views_2d import ViewParameters, ViewSettings, apply_view
@@ -170,7 +171,7 @@ def learn(
         return encoder, 0.0
     steps = options.steps
     views, places = pictures.batches(seed, steps, options.run, options.folder)
-    projector, loss = _projector(setting.projector, encoder.channels[-1], 128), setting.loss()
+    projector, loss = make_projector(setting.projector, encoder.channels[-1], 128), setting.loss()
     network: Any = LVMMedNetwork(encoder, projector, loss, setting.map_level)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     scheduler = warmup_cosine(optimizer, warmup_steps=20, total_steps=steps)
@@ -190,7 +191,7 @@ def pooled(encoder: nn.Module, images: Tensor) -> Tensor:
     """(M, C) features of uint8 images in their order, batches drawn from all of them."""
     order = torch.from_numpy(np.random.default_rng(5).permutation(len(images)))
     features = []
-    with _batch_statistics(encoder):
+    with batch_statistics(encoder):
         for chunk in order.split(BATCH):
             features.append(encoder(images[chunk].float() / 255)[-1].mean(dim=(2, 3)))
     return torch.cat(features)[order.argsort()]
@@ -215,7 +216,7 @@ def measured(encoder: nn.Module, pictures: Pictures) -> dict[str, float]:
                 float((cosine.argmax(1).numpy() == queries).mean()),
                 matching_accuracy(first[queries], second[queries], seed=draw),
                 float(np.mean(of_sets)),
-                _effective_rank(first),
+                effective_rank(first),
             ]
         )
     return dict(zip(MEASURES, np.mean(rows, axis=0).tolist(), strict=True))

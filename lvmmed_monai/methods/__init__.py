@@ -41,11 +41,21 @@ def build_method(name: str, method_options: Mapping[str, Mapping[str, Any] | Non
     options = {**common, **(own.get(name) or {})}
     module, attribute = METHODS[name].split(":")
     method = getattr(import_module(module), attribute)
-    try:
-        inspect.signature(method).bind(**options)
-    except TypeError as error:
+    known = _options(method)
+    unknown = [option for option in options if option not in known]
+    if unknown:
         raise UserError(
-            f"method {name!r} does not take these options ({error}); pre-training; "
-            f"it knows {', '.join(inspect.signature(method).parameters)}"
-        ) from None
+            f"method {name!r} does not take {', '.join(map(repr, unknown))}; pre-training; it knows {', '.join(known)}"
+        )
     return method(**options)
+
+
+def _options(method: type) -> list[str]:
+    """Names of the options of a method, and of the classes that it hands its further options to."""
+    names: list[str] = []
+    for one in method.__mro__:
+        kinds = inspect.signature(vars(one)["__init__"]).parameters if "__init__" in vars(one) else {}
+        names += [name for name, parameter in kinds.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        if kinds and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in kinds.values()):
+            break
+    return names

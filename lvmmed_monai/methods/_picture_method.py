@@ -1,0 +1,212 @@
+"""What all 2D methods share: encoder, views of pictures, and held-out measures of the encoder's features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.losses.graph_matching import matching_accuracy
+from lvmmed_monai.methods._pictures import ViewPairs, view_pairs
+from lvmmed_monai.networks import Encoder, build_encoder
+from lvmmed_monai.transforms.views_2d import ViewSettings
+
+__all__ = ["PictureMethod", "batch_statistics", "effective_rank", "pooled_features"]
+
+_LOG = logging.getLogger(__name__)
+# Monitors draw the same views, groups and node orders at every step of every run.
+_MONITOR_SEED = 20230619
+_MONITOR_BATCH = 64
+_MONITOR_NODES = 16
+# A rank below this share of the untrained network's is a collapse.
+_COLLAPSED = 0.5
+
+
+class PictureMethod:
+    """Base class of 2D methods. The encoder's random weights are the first that are drawn.
+
+    So methods whose networks are built under the same seed start from the same encoder. A method defines ``name``,
+    `build` and `step`.
+
+    Args:
+        encoder_name: a 2D encoder of `networks.ENCODERS`.
+        in_channels: 3 or 1; grey images are repeated.
+        encoder_options: of `networks.build_encoder`.
+        views: options of `transforms.views_2d.ViewSettings`; ``size`` is the side of the views in pixels.
+        planes: anatomical planes in which volumes are cut.
+        cache_size: longer side of the cached pictures.
+        monitor_images: held-out pictures that `monitors` looks at, at most.
+
+    Raises:
+        UserError: an unknown option of the views.
+    """
+
+    name: str
+    metric_directions: Mapping[str, bool] = {
+        "matching_accuracy": True,
+        "linear_matching_accuracy": True,
+        "retrieval_at_1": True,
+        "effective_rank": True,
+    }
+
+    def __init__(
+        self,
+        *,
+        encoder_name: str = "resnet50",
+        in_channels: int = 3,
+        encoder_options: Mapping[str, Any] | None = None,
+        views: Mapping[str, Any] | None = None,
+        planes: Sequence[str] = ("axial",),
+        cache_size: int = 256,
+        monitor_images: int = 512,
+    ) -> None:
+        try:
+            self._view_settings = ViewSettings(**dict(views or {}))
+        except TypeError as error:
+            raise UserError(f"unknown option in views ({error}); {self.name}; see ViewSettings") from None
+        self.encoder_name, self.in_channels = encoder_name, in_channels
+        self.encoder_options = dict(encoder_options or {})
+        self.views, self.planes, self.cache_size = dict(views or {}), tuple(planes), cache_size
+        self.monitor_images = monitor_images
+        self.chance: dict[str, float] = dict.fromkeys(
+            ("matching_accuracy", "linear_matching_accuracy"), 1 / _MONITOR_NODES
+        )
+        self._network: nn.Module | None = None
+
+    def build(self, encoder: Encoder) -> nn.Module:
+        """The trained module around the encoder, which is its attribute ``encoder``."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(encoder)")
+
+    def network(self) -> nn.Module:
+        """The trained module, built at the first call from torch's global generator."""
+        if self._network is None:
+            encoder = build_encoder(self.encoder_name, self.in_channels, **self.encoder_options)
+            if encoder.spatial_dims != 2:
+                raise UserError(
+                    f"encoder {self.encoder_name!r} is 3D; {self.name} trains 2D encoders; choose a 2D encoder"
+                )
+            self._network = self.build(encoder)
+        return self._network
+
+    def encoder(self) -> Encoder:
+        """The encoder of `network`."""
+        return self.network().encoder  # type: ignore[return-value]
+
+    def input_spec(self) -> dict[str, Any]:
+        """What the encoder was trained on, for its file."""
+        return {
+            "spatial_dims": 2,
+            "in_channels": self.in_channels,
+            "spacing_mm": None,
+            "intensity": "scale_intensity by modality, 0..1; grey repeated",
+            "size": [self._view_settings.size] * 2,
+        }
+
+    def dataset(self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path, seed: int) -> ViewPairs:
+        """View pairs of one section of datalists; see `methods._pictures.view_pairs`."""
+        return view_pairs(
+            datalists,
+            section,
+            cache_dir,
+            planes=self.planes,
+            cache_size=self.cache_size,
+            views=self._view_settings,
+            in_channels=self.in_channels,
+            seed=seed,
+        )
+
+    def after_step(self, network: nn.Module) -> None:
+        """Nothing moves but the weights."""
+
+    @torch.no_grad()
+    def monitors(self, dataset: ViewPairs) -> dict[str, float]:
+        """Held-out measures of the encoder's pooled, centred features; fixed views, groups and node orders.
+
+        Batch normalisation uses the statistics of the monitored batches, whatever the encoder has gone through: the
+        running statistics of an untrained network are not those of any data, and it would look worse than it is.
+        The network's mode and buffers are left as they were.
+
+        Returns:
+            "matching_accuracy": noise-free second-order matching in random groups of 16; "linear_matching_accuracy":
+            the same without edges; "retrieval_at_1": fraction of images whose second view is the nearest of all;
+            "effective_rank": exp entropy of the principal variances. NaN where there are too few images.
+        """
+        order = np.random.default_rng(_MONITOR_SEED).permutation(len(dataset))[: self.monitor_images]
+        if len(order) < _MONITOR_NODES:
+            _LOG.warning("%d held-out pictures are too few for graphs of %d: no monitors", len(order), _MONITOR_NODES)
+            return dict.fromkeys(self.metric_directions, float("nan"))
+        f1, f2 = self._centred_features(dataset, order)
+        match = partial(matching_accuracy, f1, f2, _MONITOR_NODES, seed=_MONITOR_SEED)
+        nearest = (nn.functional.normalize(f1) @ nn.functional.normalize(f2).T).argmax(dim=1)
+        return {
+            "matching_accuracy": match(),
+            "linear_matching_accuracy": match(mode="linear"),
+            "retrieval_at_1": float((nearest == torch.arange(len(f1))).double().mean()),
+            "effective_rank": effective_rank(f1),
+        }
+
+    def alarms(self, history: Mapping[str, Any]) -> list[str]:
+        """Whether the features collapse: far fewer directions than without training, and no better at matching."""
+        monitors = history["monitors"]
+        if len(monitors) < 2:
+            return []
+        untrained, now = monitors[0][1], monitors[-1][1]
+        rank, rank_before = now["effective_rank"], untrained["effective_rank"]
+        matching, matching_before = now["matching_accuracy"], untrained["matching_accuracy"]
+        if not (rank < _COLLAPSED * rank_before and matching <= matching_before):
+            return []
+        return [
+            f"the features collapse: held-out pictures differ in {rank:.1f} directions, {rank_before:.1f} without "
+            f"training, and matching is right in {matching:.0%}, {matching_before:.0%} without training; likely "
+            "causes: a high learning rate, too few or too similar pictures in a batch; lower learning_rate or raise "
+            "batch_size"
+        ]
+
+    def _centred_features(self, dataset: ViewPairs, order: np.ndarray) -> tuple[Tensor, Tensor]:
+        encoder = self.encoder()
+        device = next(encoder.parameters()).device
+        parts = []
+        with batch_statistics(encoder):
+            for chunk in np.array_split(order, max(1, len(order) // _MONITOR_BATCH)):
+                rngs = ((int(i), np.random.default_rng([_MONITOR_SEED, int(i)])) for i in chunk)
+                samples = [dataset.draw(i, rng) for i, rng in rngs]
+                images = torch.stack([s["view1"] for s in samples] + [s["view2"] for s in samples]).to(device)
+                parts.append(torch.stack(pooled_features(encoder, images).cpu().chunk(2)))
+        features = torch.cat(parts, dim=1)
+        f1, f2 = features - features.mean(dim=(0, 1))
+        return f1, f2
+
+
+def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
+    """(M, C) float32 averages of the coarsest feature map of (M, in_channels, H, W)."""
+    return encoder(images)[-1].float().mean(dim=(2, 3))
+
+
+def effective_rank(features: Tensor) -> float:
+    """Along how many directions centred (M, C) vary: exp of the entropy of the shares of variance."""
+    variances = torch.linalg.svdvals(features.double()).square()
+    share = variances / variances.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(torch.exp(torch.special.entr(share).sum()))
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Training mode for the forward passes within; modes and buffers come back afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])
