@@ -35,6 +35,8 @@ from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 
 SCRATCH = "scratch"
 LABELLED = 20
+# All weights but the encoder's; its norms keep no statistics, so that it stays as it is.
+FROZEN = "$[weight for name, weight in @network.named_parameters() if not name.startswith('encoder.')]"
 
 
 def run_bundle(name: str, config: str, **settings: Any) -> float:
@@ -128,9 +130,12 @@ def finetune(options: argparse.Namespace, start: str, subjects: int, seed: int, 
         "encoder_name": options.encoder,
         "spacing": [options.spacing] * 3,
         "roi_size": options.roi,
+        "decoder_channels": options.decoder,
         "model_path": str(folder / "model.pt"),
     }
     own = parse_overrides(options.finetune_settings)
+    if options.frozen:
+        own["optimizer#params"] = FROZEN
     schedule = {"max_epochs": options.epochs, "epoch_length": options.steps // options.epochs}
     # With as many crops a volume as batches ask for, the loader never runs dry within an epoch.
     training = {"batch_size": 2, "num_samples": 1, "val_interval": options.epochs, "seed": seed}
@@ -229,6 +234,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="of fine-tuning")
     parser.add_argument("--epochs", type=int, default=20, help="of these steps; the rate falls with each")
     parser.add_argument("--finetune-settings", nargs="*", default=[], metavar="KEY=VALUE", help="of the bundle")
+    parser.add_argument("--frozen", action="store_true", help="train the decoder alone")
+    parser.add_argument("--decoder", nargs="+", type=int, default=None, help="channels of the decoder, coarse to fine")
     parser.add_argument("--name", default="plain", help="of this form of fine-tuning; pre-trainings are shared")
     parser.add_argument("--folder", type=Path, default=Path("finetune_3d"), help="encoders, models and results")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")

@@ -30,10 +30,10 @@ class VolumeMethod:
         encoder_options: of the encoder.
         spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
         ct_window: HU that become 0 and 1, or None for the package's window.
-        preset: of a body part, in place of both; see `VolumePreparation`.
-        block_size: (X, Y, Z) to which presets that resize a volume do so; None for VoCo's with 3 x 3 bases.
+        preset: of a body part, in place of both (`transforms.body_parts`): a name, or "by_body_part" for each volume's
+            own; volumes of other body parts go by spacing_mm and ct_window.
         crop_size: edge of a crop in voxels, even.
-        monitor_blocks: places that monitors look at.
+        monitor_blocks: places that `monitors` looks at.
 
     Raises:
         UserError: an option that cannot be.
@@ -44,15 +44,14 @@ class VolumeMethod:
     def __init__(
         self,
         *,
-        encoder_name: str,
-        in_channels: int,
-        encoder_options: Mapping[str, Any] | None,
-        spacing_mm: float | Sequence[float],
-        ct_window: Sequence[float] | None,
-        crop_size: int,
-        monitor_blocks: int,
+        encoder_name: str = "segresnet_tiny",
+        in_channels: int = 1,
+        encoder_options: Mapping[str, Any] | None = None,
+        spacing_mm: float | Sequence[float] = 2.0,
+        ct_window: Sequence[float] | None = None,
         preset: str | None = None,
-        block_size: tuple[int, int, int] | None = None,
+        crop_size: int = 24,
+        monitor_blocks: int = 32,
     ) -> None:
         if crop_size < 2 or crop_size % 2:
             raise UserError(f"crop_size must be even and at least 2, got {crop_size}; {self.name}; correct it")
@@ -65,13 +64,17 @@ class VolumeMethod:
             in_channels,
             self._window(ct_window),
             preset=preset,
-            block_size=block_size or (3 * crop_size, 3 * crop_size, crop_size),
+            block_size=self.block_size(crop_size),
         )
         self._encoder = build_encoder(encoder_name, in_channels, **(encoder_options or {}))
         if self._encoder.spatial_dims != 3:
             raise UserError(
                 f"encoder {encoder_name!r} is not 3D; {self.name}; choose a 3D encoder such as segresnet_tiny"
             )
+
+    def block_size(self, crop_size: int) -> tuple[int, int, int]:
+        """(X, Y, Z) to which presets that resize a volume do so; that of VoCo with 3 x 3 bases."""
+        return 3 * crop_size, 3 * crop_size, crop_size
 
     def encoder(self) -> Encoder:
         """The encoder being trained."""

@@ -118,19 +118,12 @@ class MAE3D(VolumeMethod):
     twice the edge holds 8 crop_size^3, and the decoder comes on top.
 
     Args:
-        encoder_name: a 3D encoder of the registry.
-        in_channels: channels of the volumes.
-        encoder_options: of the encoder.
-        spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
-        ct_window: HU that become 0 and 1, or None for the package's window.
-        preset: of a body part, in place of both; see `VolumePreparation`.
-        crop_size: edge of the crops of other methods in voxels, even; it sets the size of the windows.
         window_size: edge of a window in voxels, a multiple of ``patch_size`` and of the encoder's largest stride; None
             for twice ``crop_size``, rounded up to such a multiple.
         patch_size: edge of a patch in voxels.
         mask_ratio: share of the patches that are hidden, between 0 and 1.
         windows_per_volume: windows of a volume and step.
-        monitor_blocks: places that `monitors` looks at.
+        **common: of `VolumeMethod`; ``crop_size`` sets the size of the windows.
 
     Raises:
         UserError: an option that cannot be.
@@ -148,34 +141,18 @@ class MAE3D(VolumeMethod):
     def __init__(
         self,
         *,
-        encoder_name: str = "segresnet_tiny",
-        in_channels: int = 1,
-        encoder_options: Mapping[str, Any] | None = None,
-        spacing_mm: float | Sequence[float] = 2.0,
-        ct_window: Sequence[float] | None = None,
-        preset: str | None = None,
-        crop_size: int = 24,
         window_size: int | None = None,
         patch_size: int = 8,
         mask_ratio: float = 0.6,
         windows_per_volume: int = 1,
-        monitor_blocks: int = 32,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            encoder_name=encoder_name,
-            in_channels=in_channels,
-            encoder_options=encoder_options,
-            spacing_mm=spacing_mm,
-            ct_window=ct_window,
-            preset=preset,
-            crop_size=crop_size,
-            monitor_blocks=monitor_blocks,
-        )
+        super().__init__(**common)
         _check_options(patch_size, mask_ratio, windows_per_volume)
         self.patch_size = patch_size
         self.mask_ratio = mask_ratio
         self.windows_per_volume = windows_per_volume
-        self.window_size = _window_edge(window_size, crop_size, math.lcm(patch_size, self._encoder.strides[-1]))
+        self.window_size = _window_edge(window_size, self.crop_size, math.lcm(patch_size, self._encoder.strides[-1]))
         if self.window_size == patch_size:
             raise UserError(
                 f"a window of {self.window_size} voxels is a single patch; mae3d; use a larger window_size or a "

@@ -45,14 +45,7 @@ class Scratch(VolumeMethod):
     The encoder is frozen here; networks built from its file are not.
 
     Args:
-        encoder_name: a 3D encoder of the registry.
-        in_channels: channels of the volumes.
-        encoder_options: of the encoder.
-        spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
-        ct_window: HU that become 0 and 1, or None for the package's window.
-        preset: of a body part, in place of both; see `VolumePreparation`.
-        crop_size: edge of the crops of the monitors in voxels, even.
-        monitor_blocks: places that `monitors` looks at, 4 crops each.
+        **common: of `VolumeMethod`; ``monitors`` looks at 4 crops of each of its blocks.
 
     Raises:
         UserError: an option that cannot be.
@@ -64,26 +57,9 @@ class Scratch(VolumeMethod):
 
     def __init__(
         self,
-        *,
-        encoder_name: str = "segresnet_tiny",
-        in_channels: int = 1,
-        encoder_options: Mapping[str, Any] | None = None,
-        spacing_mm: float | Sequence[float] = 2.0,
-        ct_window: Sequence[float] | None = None,
-        preset: str | None = None,
-        crop_size: int = 24,
-        monitor_blocks: int = 32,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            encoder_name=encoder_name,
-            in_channels=in_channels,
-            encoder_options=encoder_options,
-            spacing_mm=spacing_mm,
-            ct_window=ct_window,
-            preset=preset,
-            crop_size=crop_size,
-            monitor_blocks=monitor_blocks,
-        )
+        super().__init__(**common)
         self._network = ScratchNetwork(self._encoder)
 
     def network(self) -> nn.Module:

@@ -137,17 +137,11 @@ class SimCLR3D(VolumeMethod):
     six places hold 12. Under DDP negatives and the projector's statistics are those of the process's own batch.
 
     Args:
-        encoder_name: a 3D encoder of the registry.
-        in_channels: channels of the volumes.
-        encoder_options: of the encoder.
-        spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
-        ct_window: HU that become 0 and 1, or None for the package's window.
-        preset: of a body part, in place of both; see `VolumePreparation`.
-        crop_size: edge of a view in voxels, even.
         places_per_volume: places of a volume and step, two views each.
         temperature: of the softmax over similarities, above 0; 0.1 is the published one for large batches.
         projector: widths of the projector's hidden layers and of the embedding.
-        monitor_blocks: volumes' turns that `monitors` takes, 4 places each.
+        **common: of `VolumeMethod`; a view has the edge ``crop_size``, and ``monitors`` draws 4 places in each of
+            its blocks.
 
     Raises:
         UserError: an option that cannot be.
@@ -164,28 +158,12 @@ class SimCLR3D(VolumeMethod):
     def __init__(
         self,
         *,
-        encoder_name: str = "segresnet_tiny",
-        in_channels: int = 1,
-        encoder_options: Mapping[str, Any] | None = None,
-        spacing_mm: float | Sequence[float] = 2.0,
-        ct_window: Sequence[float] | None = None,
-        preset: str | None = None,
-        crop_size: int = 24,
         places_per_volume: int = 6,
         temperature: float = 0.2,
         projector: Sequence[int] = (256, 128),
-        monitor_blocks: int = 32,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            encoder_name=encoder_name,
-            in_channels=in_channels,
-            encoder_options=encoder_options,
-            spacing_mm=spacing_mm,
-            ct_window=ct_window,
-            preset=preset,
-            crop_size=crop_size,
-            monitor_blocks=monitor_blocks,
-        )
+        super().__init__(**common)
         if places_per_volume < 1:
             raise UserError(f"places_per_volume must be at least 1, got {places_per_volume}; simclr3d; correct it")
         if temperature <= 0:
@@ -194,7 +172,7 @@ class SimCLR3D(VolumeMethod):
             raise UserError(f"projector must be two widths, got {projector!r}; simclr3d; correct it")
         self.places_per_volume = places_per_volume
         self.temperature = temperature
-        self.chance = {"retrieval_at_1": 1 / (_MONITOR_PLACES * monitor_blocks)}
+        self.chance = {"retrieval_at_1": 1 / (_MONITOR_PLACES * self.monitor_blocks)}
         hidden, out_features = projector
         self._network = SimCLRNetwork(self._encoder, hidden=hidden, out_features=out_features)
         # NT-Xent, equation 1 of the paper.

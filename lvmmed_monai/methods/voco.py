@@ -35,21 +35,13 @@ class VoCo(VolumeMethod):
     """The method: network, data, step and monitors.
 
     Args:
-        encoder_name: a 3D encoder of the registry.
-        in_channels: channels of the volumes.
-        encoder_options: of the encoder.
-        grid: base crops along x and y, a number or a pair; or along x, y and z.
-        crop_size: edge of a crop in voxels, even. A block has grid * crop_size voxels along x and y, and along z
-            crop_size, or grid * crop_size with three numbers.
+        grid: base crops along x and y, a number or a pair; or along x, y and z. A block has grid * crop_size voxels
+            along x and y, and along z crop_size, or grid * crop_size with three numbers.
         crops_per_volume: random crops of a volume and step; 2 as published.
         crop_scale: (low, high); a random crop covers crop_size times a factor within, and is resampled to crop_size.
             (1, 1) as published.
         z_offset: random crops lie up to so many voxels above or below the bases; 0 as published. For a grid of one
             layer; labels stay axial.
-        spacing_mm: voxel size that volumes are resampled to, a number or (R, A, S).
-        ct_window: HU that become 0 and 1, or None for the package's window.
-        preset: of a body part, in place of both (`transforms.body_parts`): a name, or "by_body_part" for each volume's
-            own; volumes of other body parts go by spacing_mm and ct_window.
         loss_mode: ``fixed``, ``v2``, ``v1`` or ``paper``.
         base_gradient: let the intra term's gradient pass through the bases, which learns faster in short runs; None
             for yes in ``fixed`` without ``encoder_ema``, no otherwise.
@@ -60,7 +52,7 @@ class VoCo(VolumeMethod):
         projector: widths of the projector's hidden layers and of the embedding; (1024, 1024) as published.
         pooling: what is taken of each channel over space: ``mean`` as published, ``std``, or both.
         gather: compare with volumes of all processes in the inter term, not of each process's own part alone.
-        monitor_blocks: blocks that `monitors` looks at, 8 random crops each.
+        **common: of `VolumeMethod`; ``monitors`` draws 8 random crops in each of its blocks.
 
     Raises:
         UserError: an option that cannot be.
@@ -71,17 +63,10 @@ class VoCo(VolumeMethod):
     def __init__(
         self,
         *,
-        encoder_name: str = "segresnet_tiny",
-        in_channels: int = 1,
-        encoder_options: Mapping[str, Any] | None = None,
         grid: int | Sequence[int] = 3,
-        crop_size: int = 24,
         crops_per_volume: int = 16,
         crop_scale: Sequence[float] = (1.0, 1.0),
         z_offset: int = 0,
-        spacing_mm: float | Sequence[float] = 2.0,
-        ct_window: Sequence[float] | None = None,
-        preset: str | None = None,
         loss_mode: Mode = "fixed",
         base_gradient: bool | None = None,
         momentum: float = 0.9,
@@ -90,23 +75,13 @@ class VoCo(VolumeMethod):
         projector: Sequence[int] = (256, 128),
         pooling: Sequence[str] = ("mean", "std"),
         gather: bool = False,
-        monitor_blocks: int = 32,
+        **common: Any,
     ) -> None:
         self.grid = _cells(grid)
         self.crops_per_volume = crops_per_volume
         self.crop_scale = _scale(crop_scale, self.grid)
         self.z_offset = _offset(z_offset, self.grid)
-        super().__init__(
-            encoder_name=encoder_name,
-            in_channels=in_channels,
-            encoder_options=encoder_options,
-            spacing_mm=spacing_mm,
-            ct_window=ct_window,
-            preset=preset,
-            block_size=block_size(self.grid, crop_size, self.crop_scale, z_offset),
-            crop_size=crop_size,
-            monitor_blocks=monitor_blocks,
-        )
+        super().__init__(**common)
         self.loss_mode, self.pooling = loss_mode, list(pooling)
         self.momentum, self.encoder_ema, self.dropout = momentum, encoder_ema, dropout
         through = loss_mode == "fixed" and encoder_ema is None if base_gradient is None else base_gradient
@@ -129,6 +104,10 @@ class VoCo(VolumeMethod):
             pooling=pooling,
         )
         self._histogram: WeakKeyDictionary[VolumeCropDataset, dict[str, float]] = WeakKeyDictionary()
+
+    def block_size(self, crop_size: int) -> tuple[int, int, int]:
+        """(X, Y, Z) of a block, to which presets that resize a volume do so."""
+        return block_size(self.grid, crop_size, self.crop_scale, self.z_offset)
 
     def _check_numbers(self, projector: Sequence[int]) -> None:
         if self.crops_per_volume < 1:

@@ -10,7 +10,6 @@ student after; the lists never end; the switch goes by the step of the whole run
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class VoCoOmni(VoCo):
         voco_weight: of VoCo's loss; with 0 there is none.
         pseudo_weight: of the loss on pseudo labels; that on labels has 1.
         positive_share: of the labelled crops that have some structure in their middle.
-        **voco_options: options of `VoCo`.
+        **voco_options: of `VoCo`.
 
     Raises:
         UserError: an option that cannot be, or labelled datalists that do not fit each other.
@@ -80,11 +79,6 @@ class VoCoOmni(VoCo):
         positive_share: float = 0.9,
         **voco_options: Any,
     ) -> None:
-        unknown = sorted(set(voco_options) - set(inspect.signature(VoCo).parameters))
-        if unknown:
-            raise UserError(
-                f"no such option: {', '.join(unknown)}; {self.name}; see VoCo and VoCoOmni for those there are"
-            )
         self._labelled_datalists: list[str | Path] = (
             [labelled_datalists] if isinstance(labelled_datalists, str | Path) else list(labelled_datalists)
         )

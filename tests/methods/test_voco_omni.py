@@ -368,7 +368,6 @@ class TestOptions:
             ({"confidence": 1.5}, "confidence"),
             ({"positive_share": -0.1}, "positive_share"),
             ({"pseudo_weight": -1.0}, "weights"),
-            ({"depth": 3}, "no such option: depth"),
             ({"labelled_datalists": ()}, "no labelled datalist"),
         ],
     )
