@@ -100,7 +100,7 @@ def pretrain(options: argparse.Namespace, method: str, seed: int, datalist: Path
         encoder_name=options.encoder,
         spacing=[options.spacing] * 3,
         crop_size=options.crop,
-        grid=[3, 3],
+        grid=options.grid,
         batch_size=options.pretrain_batch,
         max_epochs=1,
         epoch_length=options.pretrain_steps,
@@ -227,6 +227,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--encoder", default="segresnet_tiny")
     parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm")
     parser.add_argument("--crop", type=int, default=12, help="edge of a crop of pre-training in voxels")
+    parser.add_argument("--grid", nargs="+", type=int, default=[3, 3], help="base crops along x and y")
     parser.add_argument("--pretrain-steps", type=int, default=2000)
     parser.add_argument("--pretrain-batch", type=int, default=6)
     parser.add_argument("--pretrain-settings", nargs="*", default=[], metavar="KEY=VALUE", help="of the bundle")
