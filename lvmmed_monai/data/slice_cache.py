@@ -6,6 +6,10 @@
 ``what`` is a hash of the settings and the files' places, ``inputs`` of the files' sizes and times of change. Changed
 settings or files therefore never meet old pixels, and pixels of files that have changed are removed. An interrupted
 build goes on after the last whole item; processes that want the same cache wait for the one that builds it.
+
+The index holds a checksum of each item's pixels, and the size and time of change of the pixel file. While these two are
+as they were left, a start costs no reading; else every checksum is compared, and from the first damaged item on the
+file is built again.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import json
 import logging
 import math
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +29,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from lvmmed_monai.data._datalist_rules import image_paths
 from lvmmed_monai.data.images import is_image, spatial_shape
 from lvmmed_monai.errors import DataError, UserError
 from lvmmed_monai.files import locked, output_folder, read_json, sha256_json, write_json
 from lvmmed_monai.log import track
 
-__all__ = ["SliceCache", "SliceEntry"]
+__all__ = ["SliceCache", "SliceEntry", "cache_path", "missing_bytes"]
 
 _LOG = logging.getLogger(__name__)
-_VERSION = 1
+_VERSION = 2
+# Headers that are looked at to foretell the size, and images left out that a warning names.
 _PROBES = 100
+_NAMED = 5
 #: A pixel brighter than this part of the intensity range counts as showing something.
 FOREGROUND_LEVEL = 0.05
 
@@ -41,9 +49,10 @@ Prepare = Callable[[Mapping[str, Any]], Sequence[NDArray[np.floating]]]
 
 
 class SliceEntry(NamedTuple):
-    """One picture of the cache: the item it came from, where its pixels begin, and its shape."""
+    """One picture of the cache: the item and the stack in it that it came from, where its pixels begin, its shape."""
 
     item: int
+    stack: int
     offset: int
     channels: int
     height: int
@@ -58,25 +67,31 @@ class SliceEntry(NamedTuple):
 class SliceCache:
     """Pictures of a list of items, as uint8 tensors.
 
+    An image that is missing, cannot be read or is corrupt is left out, counted and named in a warning, until its file
+    changes: one bad file must not end the pre-training on thousands.
+
     Args:
         items: datalist items; ``image`` is a path or a list of paths.
-        prepare: gives an item's stacks, arrays (C, S, H, W) of S slices, 0 to 1; a picture is one slice. It must be
-            deterministic, and all it depends on apart from the item's files must stand in ``settings``.
+        prepare: gives an item's stacks, arrays (C, S, H, W) of S slices, 0 to 1; a picture is one slice. It raises
+            `DataError` for an image that cannot be used. It must be deterministic, and all it depends on apart from
+            the item's files must stand in ``settings``.
         folder: where the files are kept; shared by runs.
         settings: JSON values.
         size: the longer side is reduced to this many pixels; smaller pictures stay as they are.
         min_foreground: slices of volumes are left out when a smaller part of their pixels than this is brighter than
             ``FOREGROUND_LEVEL``. Pictures are never left out.
+        planes: in how many directions volumes are cut, for the size that is foretold.
 
     Attributes:
         path: the pixel file.
         entries: one `SliceEntry` per picture.
         built: items prepared now; 0 when the cache was found.
         skipped: slices left out as empty.
+        rejected: what is wrong with each image that is left out, by the number of its item.
 
     Raises:
-        UserError: the folder cannot be written to, or is too small.
-        DataError: a file is missing, or nothing is left to look at.
+        UserError: the folder cannot be written to or is too small, or a prepared array is not what it must be.
+        DataError: nothing is left to look at.
     """
 
     def __init__(
@@ -88,31 +103,45 @@ class SliceCache:
         settings: Mapping[str, Any],
         size: int = 256,
         min_foreground: float = 0.05,
+        planes: int = 1,
     ) -> None:
         self.items = list(items)
         self.size, self.min_foreground, self.built = size, min_foreground, 0
-        what = {"settings": dict(settings), "size": size, "min_foreground": min_foreground, "version": _VERSION}
-        files = [_files(item) for item in self.items]
-        self._what = sha256_json([what, [[str(path.resolve()) for path in one] for one in files]])[:16]
-        name = f"{self._what}-{sha256_json([[_stamp(path) for path in one] for one in files])[:16]}"
         folder = output_folder(folder)
-        self.path = folder / f"{name}.bin"
+        self.path = cache_path(self.items, folder, settings=settings, size=size, min_foreground=min_foreground)
         self._pixels: NDArray[np.uint8] | None = None
         with locked(folder / f"{self._what}.lock"):
-            index = self._read_index()
+            index = _read_index(self.path)
             if index is None:
-                self._build(prepare)
-                index = self._read_index()
-        if index is None or not index["entries"]:
-            raise DataError(
-                f"no picture is left of {len(self.items)} images; slice cache; check them or lower min_foreground"
-            )
-        self.entries = [SliceEntry(*entry) for entry in index["entries"]]
-        self.skipped: int = index["skipped"]
+                self._build(prepare, planes)
+                index = read_json(self.path.with_suffix(".json"), "slice cache index")
+        self.entries = [SliceEntry(*entry) for record in index["items"] for entry in record["entries"]]
+        self.skipped: int = sum(record["skipped"] for record in index["items"])
+        problems = {number: record["rejected"] for number, record in enumerate(index["items"])}
+        self.rejected: dict[int, str] = {number: why for number, why in problems.items() if why}
+        self._report()
+
+    @property
+    def _what(self) -> str:
+        return self.path.name.partition("-")[0]
+
+    def _report(self) -> None:
         _LOG.info(
             "slice cache: %d pictures of %d images, %.1f MB (%d images prepared now, %d empty slices left out)",
             len(self.entries), len(self.items), self.path.stat().st_size / 1e6, self.built, self.skipped,
         )  # fmt: skip
+        named = [f"{_name(self.items[number])}: {why}" for number, why in self.rejected.items()]
+        more = f", and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        what = f"{len(named)} of {len(self.items)} images cannot be used ({', '.join(named[:_NAMED])}{more})"
+        remedy = "repair them or take them out of the datalist"
+        if not self.entries:
+            raise DataError(
+                f"{what}; slice cache; {remedy}"
+                if named
+                else f"no picture is left of {len(self.items)} images; slice cache; check them or lower min_foreground"
+            )
+        if named:
+            _LOG.warning("%s; they are left out; %s", what, remedy)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -133,24 +162,15 @@ class SliceCache:
         """The datalist item that a picture came from."""
         return self.items[self.entries[index].item]
 
-    def _read_index(self) -> dict[str, Any] | None:
-        """The index of a finished cache, or None where there is none or its pixels are gone."""
-        path = self.path.with_suffix(".json")
-        if not path.exists() or not self.path.exists():
-            return None
-        index = read_json(path, "slice cache index")
-        return index if self.path.stat().st_size == index["bytes"] else None
-
-    def _build(self, prepare: Prepare) -> None:
-        expected = _estimate([path for item in self.items for path in _files(item)], self.size)
-        _LOG.info(
-            "slice cache: preparing %d images, about %.1f MB in %s", len(self.items), expected / 1e6, self.path.parent
-        )
+    def _build(self, prepare: Prepare, planes: int) -> None:
         partial, journal = self.path.with_suffix(".partial"), self.path.with_suffix(".journal")
+        need = missing_bytes(self.items, self.path, self.size, planes)
+        _LOG.info(
+            "slice cache: preparing %d images, about %.1f MB more in %s", len(self.items), need / 1e6, self.path.parent
+        )
+        output_folder(self.path.parent, need_bytes=need)
         finished = _resume(partial, journal)
         offset = finished[-1]["end"] if finished else 0
-        # Some room is kept free; a partial file already occupies its part of the estimate.
-        output_folder(self.path.parent, need_bytes=max(0, int(1.1 * expected) - offset))
         with partial.open("ab") as pixels, journal.open("a", encoding="utf-8") as lines:
             for number in track(range(len(finished), len(self.items)), "slice cache"):
                 record = self._add(number, prepare, pixels, offset)
@@ -162,9 +182,7 @@ class SliceCache:
                 self.built += 1
             os.fsync(pixels.fileno())
         os.replace(partial, self.path)
-        entries = [entry for record in finished for entry in record["entries"]]
-        skipped = sum(record["skipped"] for record in finished)
-        write_json(self.path.with_suffix(".json"), {"bytes": offset, "skipped": skipped, "entries": entries})
+        _write_index(self.path, finished)
         journal.unlink()
         for old in self.path.parent.glob(f"{self._what}-*"):
             if old.stem != self.path.stem:
@@ -172,17 +190,23 @@ class SliceCache:
 
     def _add(self, number: int, prepare: Prepare, pixels: Any, offset: int) -> dict[str, Any]:
         """Append the pictures of one item; returns its line of the journal."""
-        entries, skipped = [], 0
-        for stack in prepare(self.items[number]):
+        entries, skipped, checksum = [], 0, 0
+        try:
+            stacks = prepare(self.items[number])
+        except DataError as error:
+            return _record(offset, rejected=str(error).partition("; ")[0])
+        for place, stack in enumerate(stacks):
             for picture in self._reduced(torch.as_tensor(np.asarray(stack), dtype=torch.float32)):
                 if stack.shape[1] > 1 and float((picture > FOREGROUND_LEVEL).float().mean()) < self.min_foreground:
                     skipped += 1
                     continue
-                entry = SliceEntry(number, offset, *picture.shape)
-                pixels.write((picture * 255).round().to(torch.uint8).contiguous().numpy().tobytes())
+                entry = SliceEntry(number, place, offset, *picture.shape)
+                content = (picture * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
+                checksum = zlib.crc32(content, checksum)
+                pixels.write(content)
                 offset += entry.nbytes
                 entries.append(entry)
-        return {"end": offset, "skipped": skipped, "entries": entries}
+        return _record(offset, entries, skipped, checksum)
 
     def _reduced(self, stack: Tensor) -> Tensor:
         """(C, S, H, W) to (S, C, h, w) with the longer side at most ``size``."""
@@ -198,29 +222,119 @@ class SliceCache:
         return functional.interpolate(stack, shape, mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def _files(item: Mapping[str, Any]) -> list[Path]:
-    image = item["image"]
-    return [Path(path) for path in (image if isinstance(image, list | tuple) else [image])]
+def cache_path(
+    items: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    settings: Mapping[str, Any],
+    size: int = 256,
+    min_foreground: float = 0.05,
+) -> Path:
+    """Where `SliceCache` keeps the pixels of these items; nothing is read or made."""
+    what = {"settings": dict(settings), "size": size, "min_foreground": min_foreground, "version": _VERSION}
+    files = [[Path(path) for path in image_paths(item)] for item in items]
+    key = sha256_json([what, [[str(path.resolve()) for path in one] for one in files]])[:16]
+    return Path(folder) / f"{key}-{sha256_json([[_stamp(path) for path in one] for one in files])[:16]}.bin"
 
 
-def _stamp(path: Path) -> list[int]:
+def missing_bytes(items: Sequence[Mapping[str, Any]], path: Path, size: int, planes: int = 1) -> int:
+    """Bytes that building the cache at ``path`` will still need, at most, from the headers of a sample of the files.
+
+    Args:
+        items, size, planes: as for `SliceCache`.
+        path: from `cache_path`.
+    """
+    there = sum(one.stat().st_size for one in (path, path.with_suffix(".partial")) if one.exists())
+    if path.exists() and path.with_suffix(".json").exists():
+        return max(0, read_json(path.with_suffix(".json"), "slice cache index")["bytes"] - there)
+    paths = [one for item in items for one in image_paths(item)]
+    # Some room is kept free; a partial file already occupies its part of the estimate.
+    return max(0, int(1.1 * _estimate(paths, size, planes)) - there)
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    return Path(image_paths(item)[0]).name
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Size and time of change; None for a file that is not there, which is reported when it is read."""
     try:
         status = path.stat()
-    except OSError as error:
-        raise DataError(f"an image cannot be read ({error.strerror}); {path.name}; check the datalist") from None
+    except OSError:
+        return None
     return [status.st_size, status.st_mtime_ns]
 
 
-def _estimate(paths: Sequence[Path], size: int) -> int:
-    """Bytes that the pictures will take at most, from the headers of a sample of the files."""
+def _estimate(paths: Sequence[str], size: int, planes: int) -> int:
+    """Bytes that the pictures will take at most."""
     sample = [path for path in paths[:: max(1, len(paths) // _PROBES)] if is_image(path)]
-    total = 0
+    counts = []
     for path in sample:
-        width, height, slices = (*spatial_shape(path), 1)[:3]
-        factor = min(1.0, size / max(width, height))
-        channels = 1 if path.suffix in (".gz", ".nii") else 3
-        total += math.ceil(width * factor) * math.ceil(height * factor) * slices * channels
-    return total * len(paths) // max(1, len(sample))
+        try:
+            shape = spatial_shape(path)
+        except DataError:
+            # It will be reported when it is prepared.
+            continue
+        if len(shape) == 2:
+            counts.append(3 * _pixels(*shape, size))
+            continue
+        x, y, z = shape
+        cuts = sorted((z * _pixels(x, y, size), y * _pixels(x, z, size), x * _pixels(y, z, size)))
+        counts.append(sum(cuts[-planes:]))
+    return sum(counts) * len(paths) // max(1, len(counts))
+
+
+def _pixels(width: int, height: int, size: int) -> int:
+    factor = min(1.0, size / max(width, height))
+    return math.ceil(width * factor) * math.ceil(height * factor)
+
+
+def _record(
+    end: int, entries: Sequence[SliceEntry] = (), skipped: int = 0, checksum: int = 0, rejected: str | None = None
+) -> dict[str, Any]:
+    """What the journal and the index say of an item; ``end`` is where its pixels end."""
+    return {"end": end, "entries": list(entries), "skipped": skipped, "checksum": checksum, "rejected": rejected}
+
+
+def _write_index(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    size, modified = _stamp(path) or [0, 0]
+    write_json(path.with_suffix(".json"), {"bytes": size, "modified": modified, "items": records})
+
+
+def _read_index(path: Path) -> dict[str, Any] | None:
+    """The index of a whole cache, or None. A damaged one is turned into an unfinished one of its sound items."""
+    index_path = path.with_suffix(".json")
+    if not index_path.exists() or not path.exists():
+        return None
+    try:
+        index = read_json(index_path, "slice cache index")
+    except UserError:
+        index = None
+    if index and _stamp(path) == [index["bytes"], index["modified"]]:
+        return index
+    records = index["items"] if index else []
+    sound = _sound(path, records)
+    if index and len(sound) == len(records) and path.stat().st_size == index["bytes"]:
+        _write_index(path, records)
+        return index
+    _LOG.warning("the slice cache is damaged after %d of %d images; %s; it is repaired", len(sound), len(records), path)
+    os.replace(path, path.with_suffix(".partial"))
+    lines = "".join(json.dumps(record) + "\n" for record in sound)
+    path.with_suffix(".journal").write_text(lines, encoding="utf-8")
+    index_path.unlink()
+    return None
+
+
+def _sound(path: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of the records, as far as the pixels at ``path`` have their checksums."""
+    offset = 0
+    with path.open("rb") as pixels:
+        for number, record in enumerate(records):
+            content = pixels.read(record["end"] - offset)
+            if len(content) < record["end"] - offset or zlib.crc32(content) != record["checksum"]:
+                return list(records[:number])
+            offset = record["end"]
+    return list(records)
 
 
 def _resume(partial: Path, journal: Path) -> list[dict[str, Any]]:
@@ -229,16 +343,13 @@ def _resume(partial: Path, journal: Path) -> list[dict[str, Any]]:
         partial.unlink(missing_ok=True)
         journal.unlink(missing_ok=True)
         return []
-    size = partial.stat().st_size
-    kept: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for line in journal.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             break
-        if record["end"] > size:
-            break
-        kept.append(record)
+    kept = _sound(partial, records)
     journal.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.truncate(partial, kept[-1]["end"] if kept else 0)
     return kept
