@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from lvmmed_monai.data.slice_cache import SliceCache
+from lvmmed_monai.data.slice_cache import SliceCache, missing_bytes
 from lvmmed_monai.errors import DataError, UserError
+from lvmmed_monai.files import read_json
 
 
 class Reader:
@@ -25,6 +32,8 @@ class Reader:
         if len(self.calls) == self.fail_at:
             raise KeyboardInterrupt
         self.calls.append(item["image"])
+        if not Path(item["image"]).read_bytes().startswith(b"\x89PNG"):
+            raise DataError("cannot be read (OSError); here; repair it")
         array = np.asarray(Image.open(item["image"]), dtype=np.float32) / 255
         return [array[None, None] if array.ndim == 2 else np.moveaxis(array, 2, 0)[:, None]]
 
@@ -115,10 +124,136 @@ def test_interrupted_build_goes_on(items: list[dict[str, Any]], tmp_path: Path) 
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".bin", ".json", ".lock"}
 
 
-def test_truncated_pixels_are_rebuilt(items: list[dict[str, Any]], tmp_path: Path) -> None:
+def same_as_files(found: SliceCache, items: list[dict[str, Any]]) -> bool:
+    pairs = zip(found, items, strict=True)
+    return all(np.array_equal(pixels.numpy()[0], np.asarray(Image.open(item["image"]))) for pixels, item in pairs)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: 2 * 96 + 5])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[2 * 96 + 5] ^= 1
+    path.write_bytes(content)
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+@pytest.mark.parametrize(("damage", "rebuilt"), [(truncate, [2, 3]), (flip_a_bit, [2, 3]), (append, [])])
+def test_damaged_pixels_are_rebuilt(
+    items: list[dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    rebuilt: list[int],
+) -> None:
     path = cache(items, tmp_path).path
-    path.write_bytes(path.read_bytes()[:-1])
-    assert cache(items, tmp_path).built == 4
+    damage(path)
+    reader = Reader()
+    found = cache(items, tmp_path, reader)
+    assert reader.calls == [items[number]["image"] for number in rebuilt]
+    assert same_as_files(found, items)
+    assert f"damaged after {4 - len(rebuilt)} of 4 images" in caplog.text
+    caplog.clear()
+    assert cache(items, tmp_path).built == 0
+    assert "damaged" not in caplog.text
+
+
+def test_damaged_index_is_rebuilt(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = cache(items, tmp_path).path
+    path.with_suffix(".json").write_text("{")
+    found = cache(items, tmp_path)
+    assert found.built == 4
+    assert same_as_files(found, items)
+
+
+def test_copied_cache_is_read_once_and_then_trusted(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = cache(items, tmp_path).path
+    os.utime(path, ns=(1, 1))
+    assert cache(items, tmp_path).built == 0
+    assert read_json(path.with_suffix(".json"), "index")["modified"] == 1
+
+
+def test_killed_before_the_last_file_was_renamed(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = cache(items, tmp_path).path
+    records = read_json(path.with_suffix(".json"), "index")["items"]
+    path.rename(path.with_suffix(".partial"))
+    path.with_suffix(".journal").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = cache(items, tmp_path)
+    assert found.built == 0
+    assert same_as_files(found, items)
+
+
+def test_torn_pixels_of_an_interrupted_build_are_not_taken(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        cache(items, tmp_path, Reader(fail_at=3))
+    (partial,) = (tmp_path / "cache").glob("*.partial")
+    content = partial.read_bytes()
+    partial.write_bytes(content[:100] + bytes(len(content) - 100))
+    found = cache(items, tmp_path)
+    assert found.built == 3
+    assert same_as_files(found, items)
+
+
+def test_bad_image_is_left_out_and_named(
+    items: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    for _ in range(2):
+        caplog.clear()
+        found = cache(items, tmp_path)
+        assert found.rejected == {1: "cannot be read (OSError)"}
+        assert [found.item(index)["subject"] for index in range(len(found))] == ["0", "2", "3"]
+        assert "1 of 4 images cannot be used (1.png: cannot be read (OSError)); they are left out" in caplog.text
+    assert str(tmp_path) not in caplog.records[-1].getMessage()
+    write(tmp_path / "1.png", 1)
+    assert cache(items, tmp_path).rejected == {}
+
+
+def test_several_processes_build_once(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    with context.Pool(3) as pool:
+        built = pool.starmap(built_by, [(items, tmp_path)] * 3, chunksize=1)
+    assert sorted(built) == [0, 0, 4]
+
+
+def built_by(items: list[dict[str, Any]], tmp_path: Path) -> int:
+    found = cache(items, tmp_path)
+    assert same_as_files(found, items)
+    return found.built
+
+
+def test_data_loader_workers_read_the_same(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    found = cache(items, tmp_path)
+    assert found[0].shape == (1, 12, 8)  # mapped before the workers are forked
+    for context in ("fork", "spawn"):
+        loader = DataLoader(found, batch_size=2, num_workers=2, multiprocessing_context=context)
+        read = torch.cat(list(loader))
+        assert torch.equal(read, torch.stack([found[index] for index in range(4)]))
+
+
+def test_space_is_looked_for_before_the_build(
+    items: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    reader = Reader()
+    with pytest.raises(UserError, match="too little disk space"):
+        cache(items, tmp_path, reader)
+    assert reader.calls == []
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3])
+def test_size_is_foretold_for_the_planes_of_a_volume(tmp_path: Path, planes: int) -> None:
+    # 24 slices of 12 x 16, reduced to 6 x 8; 16 of 12 x 24, to 4 x 8; 12 of 16 x 24, to 6 x 8 (5.33 rounded up).
+    nib.save(nib.Nifti1Image(np.zeros((12, 16, 24), np.int16), np.eye(4)), tmp_path / "v.nii.gz")
+    items = [{"image": str(tmp_path / "v.nii.gz")}]
+    cuts = [24 * 6 * 8, 12 * 6 * 8, 16 * 4 * 8]
+    assert missing_bytes(items, tmp_path / "x.bin", 8, planes) == int(1.1 * sum(cuts[:planes]))
 
 
 def test_empty_slices_of_volumes_are_left_out_and_pictures_never(tmp_path: Path) -> None:
@@ -147,8 +282,9 @@ def test_travels_to_worker_processes(items: list[dict[str, Any]], tmp_path: Path
 
 
 def test_bad_input_is_named(items: list[dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"an image cannot be read .*; gone\.png"):
-        cache([{"image": str(tmp_path / "gone.png")}], tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1 of 1 images cannot be used \(bad\.png: cannot be read"):
+        cache([{"image": str(tmp_path / "bad.png")}], tmp_path)
     with pytest.raises(UserError, match=r"outside 0..1"):
         SliceCache(items, lambda _: [np.full((1, 1, 4, 4), 2.0)], tmp_path / "x", settings={})
     with pytest.raises(UserError, match="give \\(C, S, H, W\\)"):
