@@ -19,6 +19,7 @@ _EXPORTS = {
     "SpacingIgnoringSiblingsd": "spacing",
     "ToSlices": "slices",
     "ToSlicesd": "slices",
+    "intensity_rules": "intensity",
     "scale_intensity": "intensity",
 }
 

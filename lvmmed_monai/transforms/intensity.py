@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["DEFAULT_CT_WINDOW", "MODALITIES", "ScaleIntensityByModalityd", "scale_intensity"]
+__all__ = ["DEFAULT_CT_WINDOW", "MODALITIES", "ScaleIntensityByModalityd", "intensity_rules", "scale_intensity"]
 
 MODALITIES = ("CT", "MR", "XR", "US", "PET", "COLOR", "OTHER")
 
@@ -22,11 +22,14 @@ DEFAULT_CT_WINDOW = (-500.0, 400.0)
 
 _PERCENTILES = (0.5, 99.5)
 
+# Rules that a user can give, and the range of their numbers.
+_RULES = {"window": (-np.inf, np.inf), "percentiles": (0.0, 100.0)}
+
 # Modalities whose 8-bit images already use their full range; percentiles would change contrast between images.
 _DISPLAY_RANGE = frozenset({"XR", "US", "COLOR", "OTHER"})
 
 
-def _check(modality: str, window: tuple[float, float] | None) -> None:
+def _check(modality: str, window: Sequence[float] | None) -> None:
     if modality not in MODALITIES:
         raise UserError(
             f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}; intensity scaling; "
@@ -38,29 +41,70 @@ def _check(modality: str, window: tuple[float, float] | None) -> None:
         )
 
 
-def _percentile_range(array: Tensor) -> tuple[float, float]:
-    """The 0.5 and 99.5 percentiles of the finite values (0, 0 when there are none)."""
+def intensity_rules(rules: Mapping[str, Mapping[str, Sequence[float]]] | None) -> dict[str, dict[str, list[float]]]:
+    """Rules that replace those of single modalities, checked: ``{"CT": {"window": [-1000, 400]}}``.
+
+    Args:
+        rules: by modality ``{"window": [low, high]}`` in the image's units, or ``{"percentiles": [low, high]}``, 0 to
+            100; each is an argument of `scale_intensity`. None for no rule.
+
+    Raises:
+        UserError: an unknown modality or rule, or numbers that cannot be.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for modality, rule in (rules or {}).items():
+        _check(modality, None)
+        if not _is_rule(rule):
+            raise UserError(
+                f"the rule of {modality} is {rule!r}; intensity; give {{'window': [low, high]}} in the image's units "
+                "or {'percentiles': [low, high]} from 0 to 100, with low < high"
+            )
+        found[modality] = {name: [float(one) for one in numbers] for name, numbers in rule.items()}
+    return found
+
+
+def _is_rule(rule: Any) -> bool:
+    if not isinstance(rule, Mapping) or len(rule) != 1 or not rule.keys() <= _RULES.keys():
+        return False
+    ((name, numbers),) = rule.items()
+    if not isinstance(numbers, list | tuple) or [isinstance(one, int | float) for one in numbers] != [True, True]:
+        return False
+    least, most = _RULES[name]
+    return bool(least <= numbers[0] < numbers[1] <= most)
+
+
+def _percentile_range(array: Tensor, percentiles: Sequence[float]) -> tuple[float, float]:
+    """Two percentiles of the finite values (0, 0 when there are none)."""
     values = array.detach().cpu().numpy().ravel()
     values = values[np.isfinite(values)]
     if values.size == 0:
         return 0.0, 0.0
-    low, high = np.percentile(values, _PERCENTILES)
+    low, high = np.percentile(values, percentiles)
     return float(low), float(high)
 
 
-def _intensity_range(array: Tensor, modality: str, window: tuple[float, float] | None) -> tuple[float, float]:
+def _intensity_range(
+    array: Tensor, modality: str, window: Sequence[float] | None, percentiles: Sequence[float] | None
+) -> tuple[float, float]:
     if window is not None:
         return float(window[0]), float(window[1])
+    if percentiles is not None:
+        return _percentile_range(array, percentiles)
     # Every CT of a body holds air or fat, both below 0 HU. A "CT" without any negative value is not in HU
     # (8-bit copies, lost rescale intercepts), and an HU window would cut it in the wrong place.
     if modality == "CT" and bool((array < 0).any()):
         return DEFAULT_CT_WINDOW
     if modality in _DISPLAY_RANGE and array.dtype == torch.uint8:
         return 0.0, 255.0
-    return _percentile_range(array)
+    return _percentile_range(array, _PERCENTILES)
 
 
-def scale_intensity(array: Tensor, modality: str, window: tuple[float, float] | None = None) -> Tensor:
+def scale_intensity(
+    array: Tensor,
+    modality: str,
+    window: Sequence[float] | None = None,
+    percentiles: Sequence[float] | None = None,
+) -> Tensor:
     """Scale an image to [0, 1] by the rule of its modality, clipping what lies outside.
 
     CT: a window in HU, ``DEFAULT_CT_WINDOW`` unless given; a CT without any negative value is not in HU and is
@@ -71,6 +115,7 @@ def scale_intensity(array: Tensor, modality: str, window: tuple[float, float] | 
         array: image of any shape and numeric dtype; a MetaTensor keeps its metadata.
         modality: one of ``MODALITIES``.
         window: (low, high) in the image's units; takes precedence over the modality's rule.
+        percentiles: (low, high), 0 to 100, that become 0 and 1; takes precedence over the modality's rule.
 
     Returns:
         float32, same shape, within [0, 1]; NaN becomes 0, a constant image becomes 0.
@@ -79,7 +124,7 @@ def scale_intensity(array: Tensor, modality: str, window: tuple[float, float] | 
         UserError: unknown modality, or a window that is not increasing.
     """
     _check(modality, window)
-    low, high = _intensity_range(array, modality, window)
+    low, high = _intensity_range(array, modality, window, percentiles)
     # double: a large offset (PET in Bq/ml reaches 1e6) would cost the contrast most of a float32's digits
     scale = 1.0 / (high - low) if high > low else 0.0
     scaled = (array.to(torch.float64) - low) * scale

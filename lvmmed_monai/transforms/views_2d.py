@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["ViewParameters", "ViewSettings", "apply_view", "draw_view", "location_grids"]
+__all__ = ["ViewParameters", "ViewSettings", "apply_view", "draw_box", "draw_view", "location_grids"]
 
 _LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 # RGB to luminance and two colour differences (YIQ): turning the differences turns the hue.
@@ -104,7 +104,7 @@ def draw_view(
         rng: source of all randomness.
         flip_safe: False for images in which left and right mean something: they are never mirrored.
     """
-    box = _draw_box(rng, height, width, settings)
+    box = draw_box(rng, height, width, settings.area, settings.aspect)
     flip = bool(rng.random() < settings.flip) and flip_safe
     jitter = bool(rng.random() < settings.jitter)
     changes = (jitter * rng.uniform(-1.0, 1.0, size=4)).tolist()
@@ -126,12 +126,21 @@ def draw_view(
     )
 
 
-def _draw_box(rng: np.random.Generator, height: int, width: int, settings: ViewSettings) -> tuple[int, int, int, int]:
-    """A crop of the drawn area and aspect, cut down to the image where it would stick out."""
-    area = rng.uniform(*settings.area) * height * width
-    aspect = math.exp(rng.uniform(*np.log(settings.aspect)))
-    high = min(max(round(math.sqrt(area / aspect)), 1), height)
-    wide = min(max(round(math.sqrt(area * aspect)), 1), width)
+def draw_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float] = (1.0, 1.0),
+) -> tuple[int, int, int, int]:
+    """Draw (top, left, height, width) of a crop with a part of the area and an aspect between the given ones.
+
+    It is cut down to the image of ``height`` x ``width`` pixels where it would stick out.
+    """
+    pixels = rng.uniform(*area) * height * width
+    ratio = math.exp(rng.uniform(*np.log(aspect)))
+    high = min(max(round(math.sqrt(pixels / ratio)), 1), height)
+    wide = min(max(round(math.sqrt(pixels * ratio)), 1), width)
     top, left = rng.integers(0, height - high + 1), rng.integers(0, width - wide + 1)
     return int(top), int(left), high, wide
 
