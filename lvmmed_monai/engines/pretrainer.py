@@ -224,6 +224,7 @@ class Pretrainer(Trainer):
             "accumulate": self.accumulate,
             "processes": self.sampler.world_size,
             "items": self.sampler.length,
+            "neighbours": self.sampler.neighbours,
             "datalists": [summarise(path)["sha256"] for path in self.datalists],
         }
 

@@ -75,6 +75,18 @@ class GraphMatchingOptions:
     patch_mode: str = "linear"
     gather: str = "local"
 
+    def batch_problem(self, images: int) -> str | None:
+        """Why a batch of so many images cannot be cut into graphs, as a `UserError` says it; None if it can."""
+        nodes = self.nodes_per_graph or max(images, 1)
+        if images and images % nodes == 0:
+            return None
+        below, above = images // nodes * nodes, (images // nodes + 1) * nodes
+        fits = f"{below} or {above}" if below else f"{above}"
+        return (
+            f"a batch of {images} images cannot be cut into graphs of {nodes}; graph matching loss; "
+            f"use a batch size of {fits}, or another nodes_per_graph"
+        )
+
 
 #: "paper": the published form; from random weights it learnt nothing in runs of some hundred steps. "draft": the
 #: unfinished trainer in a later repository of the same group, as far as it can be told. "recommended": what the

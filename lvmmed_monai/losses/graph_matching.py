@@ -126,14 +126,10 @@ class GraphMatchingLoss(nn.Module):
 
     def _cuts(self, images: int, count: int) -> Tensor:
         """(G, N) image numbers of every graph of ``count`` cuts of a batch."""
+        problem = self.options.batch_problem(images)
+        if problem:
+            raise UserError(problem)
         nodes = self.options.nodes_per_graph or images
-        if images == 0 or images % nodes:
-            below, above = images // nodes * nodes, (images // nodes + 1) * nodes
-            fits = f"{below} or {above}" if below else f"{above}"
-            raise UserError(
-                f"a batch of {images} images cannot be cut into graphs of {nodes}; graph matching loss; "
-                f"use a batch size of {fits}, or another nodes_per_graph"
-            )
         if count == 1:
             return torch.arange(images).view(-1, nodes)
         return torch.cat([torch.randperm(images).view(-1, nodes) for _ in range(count)])

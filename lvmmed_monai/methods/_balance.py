@@ -9,10 +9,22 @@ import numpy as np
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["repeats_of"]
+__all__ = ["check_shares", "repeats_of"]
 
 # More would make a pass that has no end, and an encoder that knows one picture by heart.
 _MOST_REPEATS = 1000
+
+
+def check_shares(weights: Sequence[float] | None, balance: float) -> None:
+    """Refuse weights and a balance that `repeats_of` cannot use.
+
+    Raises:
+        UserError: a weight that is not positive, or a balance out of its range.
+    """
+    if not 0 <= balance <= 1:
+        raise UserError(f"balance = {balance}; pictures; give a number from 0 to 1")
+    if any(not isinstance(weight, int | float) or not 0 < weight < np.inf for weight in weights or ()):
+        raise UserError(f"weights = {weights}; pictures; give positive numbers, and leave a datalist out for 0")
 
 
 def repeats_of(
@@ -30,11 +42,9 @@ def repeats_of(
         (len(items),) from 1 up, or None where each picture comes once.
 
     Raises:
-        UserError: not one positive weight for each datalist, a balance out of its range, or a picture that would be
-            drawn more than a thousand times as often as another.
+        UserError: as `check_shares`, or a picture that would be drawn more than a thousand times as often as another.
     """
-    if not 0 <= balance <= 1:
-        raise UserError(f"balance = {balance}; pictures; give a number from 0 to 1")
+    check_shares(weights, balance)
     chances = np.ones(len(items))
     if weights is not None:
         chances = _weighted(np.array([item["datalist"] for item in items]), weights)
@@ -51,9 +61,4 @@ def repeats_of(
 
 def _weighted(datalist: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """The chance of each picture, of datalist number ``datalist``."""
-    if any(not isinstance(weight, int | float) or not 0 < weight < np.inf for weight in weights):
-        raise UserError(f"weights = {list(weights)}; pictures; give positive numbers, and leave a datalist out for 0")
-    counts = np.bincount(datalist, minlength=len(weights))
-    if len(counts) > len(weights):
-        raise UserError(f"{len(weights)} weights for {len(counts)} datalists; weights; give one for each datalist")
-    return np.asarray(weights, dtype=float)[datalist] / counts[datalist]
+    return np.asarray(weights, dtype=float)[datalist] / np.bincount(datalist)[datalist]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.losses.graph_matching import matching_accuracy
-from lvmmed_monai.methods._pictures import ViewPairs, view_pairs
+from lvmmed_monai.methods._balance import check_shares
+from lvmmed_monai.methods._pictures import PicturePreparation, ViewPairs, missing_space, view_pairs
 from lvmmed_monai.networks import Encoder, build_encoder
 from lvmmed_monai.transforms.views_2d import ViewSettings
 
@@ -43,10 +44,13 @@ class PictureMethod:
         views: options of `transforms.views_2d.ViewSettings`; ``size`` is the side of the views in pixels.
         planes: anatomical planes in which volumes are cut.
         cache_size: longer side of the cached pictures.
+        weights: relative share of each datalist in what is drawn; None goes by their numbers of pictures.
+        balance: how far the modalities are drawn equally often, 0 to 1; see `methods._balance.repeats_of`.
+        intensity: rules in place of those of single modalities, as `transforms.intensity_rules` takes them.
         monitor_images: held-out pictures that `monitors` looks at, at most.
 
     Raises:
-        UserError: an unknown option of the views.
+        UserError: an unknown option of the views, an unknown plane, a rule or balance that cannot be.
     """
 
     name: str
@@ -66,6 +70,9 @@ class PictureMethod:
         views: Mapping[str, Any] | None = None,
         planes: Sequence[str] = ("axial",),
         cache_size: int = 256,
+        weights: Sequence[float] | None = None,
+        balance: float = 0.0,
+        intensity: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
         monitor_images: int = 512,
     ) -> None:
         try:
@@ -75,6 +82,9 @@ class PictureMethod:
         self.encoder_name, self.in_channels = encoder_name, in_channels
         self.encoder_options = dict(encoder_options or {})
         self.views, self.planes, self.cache_size = dict(views or {}), tuple(planes), cache_size
+        self.weights, self.balance = None if weights is None else list(weights), balance
+        self.intensity = PicturePreparation(self.planes, intensity).rules
+        check_shares(self.weights, balance)
         self.monitor_images = monitor_images
         self.chance: dict[str, float] = dict.fromkeys(
             ("matching_accuracy", "linear_matching_accuracy"), 1 / _MONITOR_NODES
@@ -107,21 +117,38 @@ class PictureMethod:
             "in_channels": self.in_channels,
             "spacing_mm": None,
             "intensity": "scale_intensity by modality, 0..1; grey repeated",
+            "intensity_rules": self.intensity,
             "size": [self._view_settings.size] * 2,
         }
 
     def dataset(self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path, seed: int) -> ViewPairs:
-        """View pairs of one section of datalists; see `methods._pictures.view_pairs`."""
+        """View pairs of one section of datalists; see `methods._pictures.view_pairs`.
+
+        Shares of datalists and modalities are for training: held-out pictures come once each.
+        """
+        training = section == "training"
         return view_pairs(
             datalists,
             section,
             cache_dir,
-            planes=self.planes,
-            cache_size=self.cache_size,
             views=self._view_settings,
             in_channels=self.in_channels,
             seed=seed,
+            weights=self.weights if training else None,
+            balance=self.balance if training else 0.0,
+            **self._cache_options(),
         )
+
+    def missing_space(self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path) -> int:
+        """Bytes that the cache of `dataset` will still take, at most; nothing is decoded."""
+        return missing_space(datalists, section, cache_dir, **self._cache_options())
+
+    def _cache_options(self) -> dict[str, Any]:
+        return {"planes": self.planes, "cache_size": self.cache_size, "intensity": self.intensity}
+
+    def batch_problem(self, batch_size: int) -> str | None:
+        """Why ``step`` would refuse a batch of so many pictures, as a `UserError` says it; None if it would not."""
+        return None
 
     def after_step(self, network: nn.Module) -> None:
         """Nothing moves but the weights."""

@@ -121,8 +121,6 @@ class ViewPairs(Dataset):
 
     Attributes:
         data: the datalist item of each picture.
-        groups: a number for each picture, the same for slices of one volume and plane and for frames of one clip, which
-            follow each other.
     """
 
     def __init__(
@@ -142,6 +140,7 @@ class ViewPairs(Dataset):
 
     @property
     def groups(self) -> np.ndarray:
+        """A number for each picture, the same for slices of one volume and plane and for frames of one clip."""
         keys = [_group_of(item, entry.stack) for item, entry in zip(self.data, self.cache.entries, strict=True)]
         return np.cumsum([False, *(now != before for before, now in pairwise(keys))])
 
@@ -170,7 +169,10 @@ class ViewPairs(Dataset):
         image = self.cache[index]
         if self.in_channels == 1 and len(image) == 3:
             image = (image.float() / 255 * _LUMINANCE).sum(dim=0, keepdim=True)
-        top, left, height, width = draw_box(rng, *image.shape[1:], area) if area else (0, 0, *image.shape[1:])
+        rows, columns = image.shape[1:]
+        top, left, height, width = 0, 0, rows, columns
+        if area:
+            top, left, height, width = draw_box(rng, rows, columns, area, (columns / rows, columns / rows))
         crop = image[:, top : top + height, left : left + width]
         flip_safe = bool(self.data[index].get("flip_safe", False))
 
@@ -221,6 +223,9 @@ def view_pairs(
         UserError: a datalist is not valid, or an option is unknown.
         DataError: an image is missing, or none is left.
     """
+    lists = 1 if isinstance(datalists, str | Path) else len(datalists)
+    if weights is not None and len(weights) != lists:
+        raise UserError(f"{len(weights)} weights for {lists} datalists; weights; give one for each datalist")
     items, prepare, settings = _pool(datalists, section, planes, intensity)
     cache = SliceCache(items, prepare, cache_dir, settings=settings, size=cache_size, planes=len(prepare.planes))
     pictures = [cache.item(index) for index in range(len(cache))]

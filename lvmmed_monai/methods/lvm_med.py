@@ -127,6 +127,10 @@ class LVMMed(PictureMethod):
             encoder, make_projector(self.projector, channels, self.features), self._loss, self._map_level
         )
 
+    def batch_problem(self, batch_size: int) -> str | None:
+        """Why a batch cannot be cut into graphs; see `PictureMethod`."""
+        return self._loss.options.batch_problem(batch_size)
+
     def step(self, batch: Mapping[str, Tensor], network: nn.Module) -> dict[str, Any]:
         """ "loss" and named numbers of one batch."""
         result = network(batch["view1"], batch["view2"], batch["location1"], batch["location2"])

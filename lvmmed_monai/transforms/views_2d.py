@@ -127,11 +127,7 @@ def draw_view(
 
 
 def draw_box(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    area: tuple[float, float],
-    aspect: tuple[float, float] = (1.0, 1.0),
+    rng: np.random.Generator, height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     """Draw (top, left, height, width) of a crop with a part of the area and an aspect between the given ones.
 

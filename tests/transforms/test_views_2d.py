@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import colorsys
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +72,44 @@ def test_blur_is_a_normalised_gaussian() -> None:
     torch.testing.assert_close(view, kernel / kernel.sum(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("sigma", [0.05, 0.6, 2.24])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blur_is_a_convolution_with_repeated_borders(sigma: float, channels: int) -> None:
+    image = torch.rand(channels, 40, 40, generator=torch.Generator().manual_seed(2))
+    radius = max(1, math.ceil(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = functional.pad(image[:, None], (radius,) * 4, mode="replicate")
+    expected = functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+    view = apply_view(image, changed(box=(0, 0, 40, 40), sigma=sigma), 40)
+    torch.testing.assert_close(view, expected, atol=2e-6, rtol=0)
+
+
+def test_solarise_inverts_what_is_bright(image: torch.Tensor) -> None:
+    view = apply_view(image, changed(solarise=True), 32)
+    torch.testing.assert_close(view, torch.minimum(image, 1 - image).where(image > 0.5, image))
+    rng = np.random.default_rng(0)
+    drawn = [draw_view(rng, 9, 9, ViewSettings(solarise=0.3)).solarise for _ in range(400)]
+    assert 80 < sum(drawn) < 160
+    # Settings without it draw what they always drew.
+    first, second = (draw_view(np.random.default_rng(3), 50, 60, ViewSettings(solarise=p)) for p in (0.0, 0.5))
+    assert not first.solarise
+    assert replace(second, solarise=False) == first
+
+
+def test_forced_grey_and_small_views(image: torch.Tensor) -> None:
+    settings = ViewSettings(grey=0.0, force_grey=True, small_views=2, small_size=8)
+    for one in (settings, settings.small()):
+        parameters = draw_view(np.random.default_rng(1), 32, 32, one)
+        view = apply_view(image, parameters, one.size)
+        assert view.shape == (3, one.size, one.size)
+        torch.testing.assert_close(view[0], view[1])
+        torch.testing.assert_close(view[0], view[2])
+    small = settings.small()
+    assert (small.size, small.area, small.small_views) == (8, settings.small_area, 0)
+
+
 def test_views_stay_in_range_and_boxes_in_the_image() -> None:
     rng = np.random.default_rng(0)
     settings = ViewSettings(size=16)
@@ -114,6 +154,28 @@ def test_grid_names_the_place_that_a_position_shows() -> None:
         torch.testing.assert_close(cells, grid, atol=0.5, rtol=0)
 
 
+@pytest.mark.parametrize("cells", [(2, 2), (4, 7), (7, 7)])
+@pytest.mark.parametrize("size", [28, 56])
+def test_each_cell_of_a_drawn_view_carries_its_own_coordinates(cells: tuple[int, int], size: int) -> None:
+    # Brute force: the mean place of the pixels that each cell of a view shows, for many drawn views.
+    height, width = 60, 90
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    image = torch.stack([rows, columns, rows]) / 100
+    rng = np.random.default_rng(5)
+    settings = ViewSettings(size=size, jitter=0.0, grey=0.0, blur=0.0)
+    mirrored = 0
+    for _ in range(20):
+        parameters = draw_view(rng, height, width, settings)
+        view = 100 * apply_view(image, parameters, size)[:2]
+        grid = location_grids(parameters.location()[None], *cells)[0]
+        found = functional.adaptive_avg_pool2d(view, cells).permute(1, 2, 0)
+        # Borders are repeated where a view is enlarged, which moves the outermost cells by part of a pixel.
+        torch.testing.assert_close(found, grid, atol=0.4, rtol=0)
+        assert bool((grid[0, 0, 1] > grid[0, -1, 1]) == parameters.flip)
+        mirrored += parameters.flip
+    assert 0 < mirrored < 20
+
+
 def test_mirrored_grid_has_equal_coordinates_at_mirrored_positions() -> None:
     plain = changed(box=(3, 5, 20, 30)).location()
     mirrored = changed(box=(3, 5, 20, 30), flip=True).location()
@@ -126,3 +188,7 @@ def test_wrong_settings_are_named() -> None:
         ViewSettings(area=(0.0, 1.0))
     with pytest.raises(UserError, match="view size 0"):
         ViewSettings(size=0)
+    with pytest.raises(UserError, match=r"small view size 96, area \(0\.5, 0\.3\)"):
+        ViewSettings(small_area=(0.5, 0.3))
+    with pytest.raises(UserError, match="small_views = -1"):
+        ViewSettings(small_views=-1)
