@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lvmmed_monai.networks.contract import Encoder, contract_problems
+from lvmmed_monai.networks.exchange import export_weights, fill_network
 from lvmmed_monai.networks.features import FeatureExtractor
 from lvmmed_monai.networks.registry import ENCODERS, build_encoder, encoder_names
 from lvmmed_monai.networks.swin_unetr import SwinUNETRNet, load_swinunetr
@@ -19,6 +20,8 @@ __all__ = [
     "build_encoder",
     "contract_problems",
     "encoder_names",
+    "export_weights",
+    "fill_network",
     "load_encoder",
     "load_pretrained",
     "load_swinunetr",

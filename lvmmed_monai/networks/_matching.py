@@ -9,11 +9,23 @@ import torch
 
 __all__ = ["LoadReport", "match"]
 
-_PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "encoder.", "backbone.", "student.")
+_PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "network.",
+    "net.",
+    "encoder.",
+    "image_encoder.",
+    "vision_encoder.",
+    "backbone.",
+    "student.",
+)
 # Counters of batch normalisation: older files lack them, and they change no result.
 _COUNTER = "num_batches_tracked"
 
 _Tensors = Mapping[str, torch.Tensor]
+_Fit = Callable[[str, torch.Tensor, torch.Size], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class LoadReport:
         matched: tensors of the network that were filled from the file.
         missing: tensors of the network that the file has not, or has in another shape.
         unexpected: tensors of the file that the network has no place for.
-        reshaped: those of ``matched`` whose input channels were adapted.
+        reshaped: those of ``matched`` that were brought to another shape: to other input channels, or tables of
+            positions to another image size.
         mismatched: those of ``missing`` that the file has in another shape.
     """
 
@@ -88,8 +101,19 @@ def _adapted_first_layers(source: _Tensors, target: _Tensors, in_channels: int) 
     }
 
 
+def _fitted(source: _Tensors, target: _Tensors, fit: _Fit) -> dict[str, torch.Tensor]:
+    other = {key: place.shape for key, place in target.items() if key in source and source[key].shape != place.shape}
+    found = {key: fit(key, source[key], shape) for key, shape in other.items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def match(
-    source: _Tensors, target: _Tensors, *, in_channels: int, present_name: Callable[[str], str]
+    source: _Tensors,
+    target: _Tensors,
+    *,
+    in_channels: int,
+    present_name: Callable[[str], str],
+    fit: _Fit = lambda key, value, shape: None,
 ) -> tuple[dict[str, torch.Tensor], LoadReport]:
     """Tensors of ``source`` that fit ``target``, under the one prefix with which most of them do.
 
@@ -98,9 +122,10 @@ def match(
         target: state dict of the network.
         in_channels: image channels of the network, to which first convolutions are adapted.
         present_name: a tensor's present name from the one in the file.
+        fit: brings a tensor to another shape, as `Encoder.fitted`.
     """
     prefix, below = _without_prefix({present_name(key): value for key, value in source.items()}, target)
-    adapted = _adapted_first_layers(below, target, in_channels)
+    adapted = {**_adapted_first_layers(below, target, in_channels), **_fitted(below, target, fit)}
     chosen = {
         key: adapted.get(key, below[key])
         for key, place in target.items()

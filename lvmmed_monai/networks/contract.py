@@ -46,7 +46,8 @@ class Encoder(nn.Module):
             spatial_dims: 2 or 3.
             channels: channels of each map, fine to coarse.
             strides: input side over map side of each map, fine to coarse, strictly growing.
-            adjustable: those of ``options`` that `adopt` takes over from weights.
+            adjustable: those of ``options`` in which weights may differ, because `adopt` takes them over or `fitted`
+                makes up for them, or the report of loading shows them.
         """
         self.name: str = name
         self.options: dict[str, Any] = dict(options)
@@ -68,6 +69,16 @@ class Encoder(nn.Module):
     def present_name(self, key: str) -> str:
         """The name that a tensor has in this encoder, from its name in older files; here the same."""
         return key
+
+    def fitted(self, key: str, value: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
+        """A tensor of weights in another shape, for an encoder of this family; None where there is no way, as here.
+
+        Args:
+            key: its present name.
+            value: the tensor.
+            shape: what is needed.
+        """
+        return None
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps, fine to coarse."""

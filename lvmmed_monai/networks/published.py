@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["PUBLISHED", "PublishedFile", "check_published"]
+__all__ = ["LVM_MED_FILES", "PUBLISHED", "PublishedFile", "check_published"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,34 @@ class PublishedFile:
 
 
 _VOCO = "huggingface.co/Luffy503/VoCo"
+_SAM = "github.com/facebookresearch/segment-anything"
 
-# MD5 values as in the eva library of kaiko, which loads these files.
+# MD5 values as in libraries that load these files: eva of kaiko; IOPaint. SAM's begin with the digits in the names.
 PUBLISHED: dict[str, PublishedFile] = {
     "VoCo_B_SSL_head.pt": PublishedFile("f80c4da2f81d700bdae3df188f2057eb", 220_186_120, _VOCO),
     "VoCo_L_SSL_head.pt": PublishedFile("795095d1d43ef3808ec4c41798310136", 855_526_984, _VOCO),
     "VoCo_H_SSL_head.pt": PublishedFile("76f95a474736b60bf5b8aad94643744d", 3_396_634_312, _VOCO),
+    "sam_vit_b_01ec64.pth": PublishedFile("01ec64d29a2fca3f0661936605ae66f8", 374_941_888, _SAM),
+    "sam_vit_l_0b3195.pth": PublishedFile("0b3195507c641ddb6910d2bb5adee89c", 1_249_371_328, _SAM),
+    "sam_vit_h_4b8939.pth": PublishedFile("4b8939a88964f0f4ff5f5b2642c598a6", 2_564_362_432, _SAM),
 }
+
+# No hash of these is published.
+LVM_MED_FILES = ("lvmmed_resnet.torch", "lvmmed_vit.pth")
 
 
 def check_published(path: Path) -> None:
-    """Pass over files of other names.
+    """Pass over files of other names; remind of the licence of LVM-Med's.
 
     Raises:
         UserError: the file has the name of a published one and other bytes.
     """
+    if path.name in LVM_MED_FILES:
+        logger.warning(
+            "%s has the name of released LVM-Med weights. All licences stated for them forbid commercial use, and they "
+            "contradict each other on derived weights (CC BY-NC-ND 2.0 and CC BY-NC-SA 4.0)",
+            path.name,
+        )
     published = PUBLISHED.get(path.name)
     if published is None:
         return

@@ -16,6 +16,9 @@ __all__ = ["ENCODERS", "build_encoder", "encoder_names"]
 ENCODERS: dict[str, str] = {
     "resnet18": "lvmmed_monai.networks.resnet:resnet18",
     "resnet50": "lvmmed_monai.networks.resnet:resnet50",
+    "sam_vit_b": "lvmmed_monai.networks.sam:sam_vit_b",
+    "sam_vit_l": "lvmmed_monai.networks.sam:sam_vit_l",
+    "sam_vit_h": "lvmmed_monai.networks.sam:sam_vit_h",
     "segresnet_tiny": "lvmmed_monai.networks.segresnet:segresnet_tiny",
     "segresnet_b": "lvmmed_monai.networks.segresnet:segresnet_b",
     "swinunetr_tiny": "lvmmed_monai.networks.swin:swinunetr_tiny",

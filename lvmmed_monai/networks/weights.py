@@ -170,8 +170,9 @@ def load_encoder(path: str | os.PathLike[str], into: Encoder) -> LoadReport:
 
     Prefixes such as ``module.`` or ``encoder.`` are removed at the start of keys only, the same for
     the whole file. First convolutions for another number of image channels are adapted, so that an image repeated
-    over the channels gives the same maps, and reported under ``reshaped``. What shapes do not show and the encoder
-    can change, such as the order of patch merging, it takes over from the file (`Encoder.adopt`).
+    over the channels gives the same maps, and tables of positions of another image size are interpolated; both are
+    reported under ``reshaped``. What shapes do not show and the encoder can change, such as the order of patch
+    merging, it takes over from the file (`Encoder.adopt`).
 
     Args:
         path: an encoder file or another checkpoint.
@@ -189,7 +190,11 @@ def load_encoder(path: str | os.PathLike[str], into: Encoder) -> LoadReport:
         if key in into.options and key not in into.adjustable and _plain(into.options[key], key) != value
     ]
     chosen, report = match(
-        content["state_dict"], into.state_dict(), in_channels=into.in_channels, present_name=into.present_name
+        content["state_dict"],
+        into.state_dict(),
+        in_channels=into.in_channels,
+        present_name=into.present_name,
+        fit=into.fitted,
     )
     if report.share < LEAST_SHARE or other:
         why = f"its options differ: {', '.join(other)}" if other else f"only {report}"

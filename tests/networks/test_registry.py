@@ -9,7 +9,7 @@ from lvmmed_monai.errors import UserError
 from lvmmed_monai.networks import Encoder, build_encoder, contract_problems, encoder_names
 
 # Too large for a test's memory; they differ from the tested sizes in numbers only.
-LARGE = {"swinunetr_l", "swinunetr_h"}
+LARGE = {"swinunetr_l", "swinunetr_h", "sam_vit_l", "sam_vit_h"}
 NAMES = [name for name in encoder_names() if name not in LARGE]
 
 

@@ -229,6 +229,9 @@ class TestPublishedFiles:
             "VoCo_B_SSL_head.pt": "f80c4da2f81d700bdae3df188f2057eb",
             "VoCo_L_SSL_head.pt": "795095d1d43ef3808ec4c41798310136",
             "VoCo_H_SSL_head.pt": "76f95a474736b60bf5b8aad94643744d",
+            "sam_vit_b_01ec64.pth": "01ec64d29a2fca3f0661936605ae66f8",
+            "sam_vit_l_0b3195.pth": "0b3195507c641ddb6910d2bb5adee89c",
+            "sam_vit_h_4b8939.pth": "4b8939a88964f0f4ff5f5b2642c598a6",
         }
 
     @pytest.mark.parametrize("name", list(PUBLISHED))
