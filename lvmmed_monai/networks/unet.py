@@ -54,6 +54,16 @@ class _UpBlock(nn.Module):
         return self.conv(torch.cat([self.up(x), skip], dim=1))
 
 
+def _halvings(stride: int) -> list[int]:
+    """1, 2, 4, ... below ``stride``, each a divisor of it: [] of 1, [1] of 2, [1, 2, 4, 8] of 16, [1, 2] of 12."""
+    return [2**step for step in range(stride.bit_length()) if 2**step < stride and stride % 2**step == 0]
+
+
+def _image_skip(dims: int, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    normalisation = _NORMALISATION[dims]
+    return Convolution(dims, in_channels, out_channels, stride, act=_ACTIVATION, norm=normalisation, bias=False)
+
+
 def _default_channels(skip_channels: Sequence[int]) -> list[int]:
     return [max(_NARROWEST, min(skip, _WIDEST >> step)) for step, skip in enumerate(skip_channels)]
 
@@ -73,8 +83,9 @@ class SegmentationNet(nn.Module):
     """An encoder and a U-Net decoder: one logit map per class on the input's own grid.
 
     The input may have any size: it is padded with zeros to a multiple of the encoder's largest stride
-    and the output is cropped back. Where the encoder's finest map is coarser than the input, one
-    convolution of the image itself is the last skip connection, so that small structures keep their edges.
+    and the output is cropped back. Where the encoder's finest map is coarser than the input, convolutions of
+    the image itself are the finer skip connections, one at full resolution and one at each halving above that map,
+    so that small structures keep their edges; a vision transformer of one map gets a whole U-Net so.
 
     Args:
         encoder_name: name in the registry; the encoder decides between 2D and 3D.
@@ -102,11 +113,12 @@ class SegmentationNet(nn.Module):
         strides, maps = list(self.encoder.strides), list(self.encoder.channels)
         self.multiple: int = strides[-1]
         self.stem: nn.Module | None = None
-        if strides[0] > 1:
-            self.stem = Convolution(
-                dims, in_channels, _NARROWEST, act=_ACTIVATION, norm=_NORMALISATION[dims], bias=False
-            )
-            strides, maps = [1, *strides], [_NARROWEST, *maps]
+        finer = _halvings(strides[0])
+        widths = [_NARROWEST * stride for stride in finer]
+        if finer:
+            self.stem = _image_skip(dims, in_channels, widths[0], stride=1)
+        self.halvings = nn.ModuleList(_image_skip(dims, *pair, stride=2) for pair in pairwise(widths))
+        strides, maps = finer + strides, widths + maps
         skips = maps[-2::-1]
         outputs = _checked_channels(decoder_channels, skips)
         factors = [coarse // fine for fine, coarse in pairwise(strides)][::-1]
@@ -121,7 +133,10 @@ class SegmentationNet(nn.Module):
         padded = pad_to_multiple(x, self.multiple)
         maps = self.encoder(padded)
         if self.stem is not None:
-            maps = [self.stem(padded)] + maps  # noqa: RUF005  (TorchScript has no starred lists)
+            skips = [self.stem(padded)]
+            for halve in self.halvings:
+                skips.append(halve(skips[-1]))
+            maps = skips + maps
         y = maps[-1]
         for step, block in enumerate(self.blocks):
             y = block(y, maps[len(maps) - 2 - step])

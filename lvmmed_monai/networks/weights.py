@@ -3,7 +3,7 @@
 An encoder file (format ``lvmmed-encoder/1``) is a dictionary: ``format``, ``name``, ``options``,
 ``state_dict``, ``input`` (spatial_dims, in_channels, spacing_mm, intensity), ``provenance`` (method,
 datalists, steps, seed, versions, licence). Other checkpoints (a bare state dict, or one below
-``state_dict``, ``model``, ``network``, ``encoder`` or ``student``) are read too.
+``state_dict``, ``model``, ``network``, ``encoder`` or ``student``; a file of safetensors) are read too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvmmed_monai._optional import optional_import
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import atomic_path
 from lvmmed_monai.networks._matching import LoadReport, match
@@ -94,6 +95,8 @@ def _load_file(path: Path) -> Any:
             f"encoder file not found; {path}; give the path of an encoder file, or null to start from random weights"
         )
     check_published(path)
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -105,6 +108,17 @@ def _load_file(path: Path) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"the encoder file cannot be read ({reason}); {path}; it is damaged or no PyTorch file"
+        ) from None
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """What ``save_pretrained`` of transformers writes."""
+    safetensors = optional_import("safetensors.torch", extra="sam")
+    try:
+        return safetensors.load_file(path)
+    except (optional_import("safetensors", extra="sam").SafetensorError, OSError) as error:
+        raise UserError(
+            f"the encoder file cannot be read ({error}); {path}; it is damaged or no file of safetensors"
         ) from None
 
 

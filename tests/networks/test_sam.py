@@ -165,10 +165,10 @@ def test_recomputing_activations_saves_memory() -> None:
 
     needed = []
     for recompute in (False, True):
-        encoder = small(depth=8, use_checkpoint=recompute)
+        encoder = small(depth=6, image_size=64, use_checkpoint=recompute)
         optimizer = torch.optim.AdamW(encoder.parameters())
-        needed.append(step_memory(step, {"image": torch.randn(8, 3, 64, 64)}, encoder, optimizer).step)
-    assert needed[1] < 0.4 * needed[0]
+        needed.append(step_memory(step, {"image": torch.randn(4, 3, 64, 64)}, encoder, optimizer).step)
+    assert needed[1] < 0.5 * needed[0]
 
 
 def test_random_weights_spread_the_features() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -32,6 +34,42 @@ def test_encoder_that_begins_at_full_resolution_has_no_stem() -> None:
     network = SegmentationNet("segresnet_b", 1, 2, {"init_filters": 8})
     assert network.stem is None
     assert network(torch.randn(1, 1, 17, 16, 9)).shape == (1, 2, 17, 16, 9)
+
+
+class TestSingleMap:
+    """A vision transformer gives one map at stride 16; the finer skips are convolutions of the image."""
+
+    OPTIONS: ClassVar = {"width": 24, "depth": 1, "heads": 2, "image_size": 64}
+
+    def test_any_size_and_every_weight_is_used(self) -> None:
+        network = SegmentationNet("sam_vit_b", 1, 3, self.OPTIONS)
+        assert [block.conv.conv_1.conv.out_channels for block in network.blocks] == [128, 64, 32, 16]
+        logits = network(torch.randn(2, 1, 35, 51))
+        assert logits.shape == (2, 3, 35, 51)
+        logits.square().mean().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+
+    @pytest.mark.parametrize(("patch", "skips"), [(2, 1), (8, 3), (12, 3)])
+    def test_strides(self, patch: int, skips: int) -> None:
+        options = {**self.OPTIONS, "patch_size": patch, "image_size": 4 * patch}
+        network = SegmentationNet("sam_vit_b", 1, 2, options)
+        assert len(network.blocks) == skips
+        assert network(torch.randn(1, 1, 24, 13)).shape == (1, 2, 24, 13)
+
+    def test_edges_finer_than_a_patch_are_learnt(self) -> None:
+        """A square whose sides lie within patches."""
+        torch.manual_seed(0)
+        network = SegmentationNet("sam_vit_b", 1, 2, self.OPTIONS)
+        image, label = torch.rand(4, 1, 32, 32) * 0.3, torch.zeros(4, 32, 32, dtype=torch.long)
+        for case in range(4):
+            image[case, 0, 3 + case : 22, 5:27] += 0.7
+            label[case, 3 + case : 22, 5:27] = 1
+        optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+        for _ in range(30):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(image), label).backward()
+            optimizer.step()
+        assert (network(image).argmax(1) == label).float().mean() > 0.99
 
 
 def test_padding_appends_zeros_only() -> None:
