@@ -43,7 +43,7 @@ bundles: env
 	@$(BIN)/python -m lvmmed_monai bundles build
 
 bench: env
-	@for name in graph_matching pretrain_2d pretrain_3d ingest; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
+	@for name in graph_matching pretrain pretrain_3d ingest; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
 clean:
 	rm -rf .venv

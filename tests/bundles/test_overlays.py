@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bundle_material import SHIPPED, small
 from monai.bundle import ConfigParser
@@ -21,9 +22,9 @@ VOCO = SHIPPED["voco_pretrain"]
 SIZES = {"b": (4, 4), "l": (4, 2), "h": (2, 2)}
 
 
-def parsed(config: str) -> ConfigParser:
+def parsed(config: str, bundle: Path = VOCO) -> ConfigParser:
     parser = ConfigParser()
-    parser.read_config([str(file) for file in config_files(VOCO, config)])
+    parser.read_config([str(file) for file in config_files(bundle, config)])
     return parser
 
 
@@ -74,3 +75,33 @@ def test_train_and_a_size_run(datalist: Path, tmp_path: Path, monkeypatch: pytes
     record = read_results(bundle / "output" / "train" / "results.json")
     assert len(record["curves"]["loss"]) == 2
     assert "embedding_rank" in record["metrics"]
+
+
+class TestViT:
+    """SAM's ViT in the 2D bundle."""
+
+    def test_settings_reach_encoder_and_optimiser(self) -> None:
+        parser = parsed("vit", SHIPPED["lvmmed_pretrain"])
+        assert parser.get_parsed_content("encoder_name") == "sam_vit_b"
+        assert parser.get_parsed_content("encoder_options") == {"use_checkpoint": True}
+        parser.update({"encoder_options": {"width": 16, "depth": 1, "heads": 2, "use_checkpoint": True}})
+        method = parser.get_parsed_content("ssl_method")
+        assert (method.name, method.encoder().use_checkpoint, method.encoder().strides) == ("lvm_med", True, (16,))
+        (group,) = parser.get_parsed_content("optimizer").param_groups
+        assert (group["lr"], group["weight_decay"]) == (1e-4, 0.05)
+
+    def test_train_and_inference_run(self, datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        bundle = copy_bundle("lvmmed_pretrain", tmp_path)
+        settings: dict[str, Any] = {**small("lvmmed_pretrain", "vit"), "datalist": str(datalist), "views": {"size": 48}}
+        words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        assert execute(["run", str(bundle), "train+vit", "--quiet", *words]) == 0
+        record = read_results(bundle / "output" / "train" / "results.json")
+        assert [step for step, _ in record["curves"]["loss"]] == [1, 2]
+        assert "matching_accuracy" in record["metrics"]
+        kept = ("encoder_name", "encoder_options", "image_size", "datalist")
+        words = [f"{key}={json.dumps(settings[key])}" for key in kept]
+        assert execute(["run", str(bundle), "inference", "--quiet", *words]) == 0
+        with np.load(next((bundle / "output" / "inference").glob("*.npz"))) as stored:
+            assert stored["feature_map"].shape == (24, 10, 2, 2)
+            assert stored["embedding"].shape == (24,)
