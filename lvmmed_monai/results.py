@@ -9,8 +9,13 @@
     curves                    {name: [[step, value], ...]}
     timings                   {name: seconds}
     alarms                    of a pre-training: [{first_step, last_step, text}] (optional)
-    examples                  of a pre-training: [{name, picture: relative path of a PNG, grid, crops}] (optional),
-                              crops: [{center: [x, y] in base crops, true: [share of each base], predicted: [...]}]
+    examples                  of a pre-training: [{kind, name, ...}] (optional), picture: relative path of a PNG
+        kind position         (where none is given) {picture, grid, crops: [{center: [x, y] in base crops,
+                              true: [share of each base], predicted: [...]}]}
+        kind neighbours       {picture: rows of square tiles, a query and its neighbours by each encoder, encoders,
+                              sources, source_of: [[number of each tile's source, -1 for none], ...]}
+        kind map              {encoders, points: {encoder: [[x, y], ...]}, sources, source_of: [number, ...],
+                              modalities, modality_of: [number, ...]}
     peak_memory_mb            number | null
 
 A number that could not be computed is ``null``, never 0 and never absent.
@@ -170,9 +175,7 @@ def _alarm_problems(alarm: Any) -> list[str]:
     return [] if known else [f"alarms: expected {{first_step, last_step, text}}, got {alarm!r}"]
 
 
-def _example_problems(example: Any) -> list[str]:
-    if not isinstance(example, dict) or not {"name", "picture", "grid", "crops"} <= example.keys():
-        return ["examples: expected {name, picture, grid, crops}"]
+def _position_problems(example: dict[str, Any]) -> list[str]:
     bases = math.prod(example["grid"])
     crops = example["crops"]
     fitting = all(len(crop[key]) == bases for crop in crops for key in ("true", "predicted"))
@@ -180,6 +183,44 @@ def _example_problems(example: Any) -> list[str]:
     if fitting and all(map(_is_number_or_null, numbers)):
         return []
     return [f"examples.{example['name']}: expected {bases} finite numbers for each crop"]
+
+
+def _neighbours_problems(example: dict[str, Any]) -> list[str]:
+    rows, names = example["source_of"], len(example["sources"])
+    groups = len(example["encoders"])
+    even = all(len(row) == len(rows[0]) and (len(row) - 1) % groups == 0 for row in rows)
+    if rows and even and all(-1 <= number < names for row in rows for number in row):
+        return []
+    return [f"examples.{example['name']}: expected rows of a query and equally many neighbours, by number of source"]
+
+
+def _map_problems(example: dict[str, Any]) -> list[str]:
+    count = len(example["source_of"])
+    points = [example["points"].get(name, []) for name in example["encoders"]]
+    fitting = all(len(one) == count for one in (*points, example["modality_of"]))
+    finite = all(len(point) == 2 and all(map(_is_number_or_null, point)) for one in points for point in one)
+    kinds = (("source_of", "sources"), ("modality_of", "modalities"))
+    named = all(0 <= number < len(example[names]) for numbers, names in kinds for number in example[numbers])
+    if fitting and finite and named:
+        return []
+    return [f"examples.{example['name']}: expected for each picture a finite point, a source and a modality"]
+
+
+_EXAMPLE_KEYS = {
+    "position": ({"name", "picture", "grid", "crops"}, _position_problems),
+    "neighbours": ({"name", "picture", "encoders", "sources", "source_of"}, _neighbours_problems),
+    "map": ({"name", "encoders", "points", "sources", "source_of", "modalities", "modality_of"}, _map_problems),
+}
+
+
+def _example_problems(example: Any) -> list[str]:
+    kind = example.get("kind", "position") if isinstance(example, dict) else "position"
+    if kind not in _EXAMPLE_KEYS:
+        return [f"examples: expected a kind of {', '.join(_EXAMPLE_KEYS)}, got {kind!r}"]
+    keys, problems = _EXAMPLE_KEYS[kind]
+    if not isinstance(example, dict) or not keys <= example.keys():
+        return [f"examples: expected {{{', '.join(sorted(keys))}}} of kind {kind}"]
+    return problems(example)
 
 
 def validate_results(record: Any) -> list[str]:

@@ -17,8 +17,8 @@ MODULES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))
 ROOMS = {
     "": 0, "errors": 0, "log": 0, "files": 0, "options": 0, "results": 0, "_optional": 0,
     "data": 1, "dicom": 1, "graph_matching": 1,
-    "ingest": 2, "phantom": 2, "losses": 2, "networks": 2, "transforms": 2,
-    "methods": 3, "metrics": 3,
+    "ingest": 2, "phantom": 2, "losses": 2, "metrics": 2, "networks": 2, "transforms": 2,
+    "methods": 3,
     "handlers": 4,
     "engines": 5, "report": 5, "label_app": 5,
     "cli": 6, "__main__": 6,

@@ -106,9 +106,10 @@ class MonitorEvaluator:
 
     def _metric(self, key: str, value: float) -> dict[str, Any]:
         number = float(value)
+        counts = getattr(self.method, "metric_counts", {})
         return {
             "value": number if math.isfinite(number) else None,
-            "n": len(self.dataset),  # type: ignore[arg-type]
+            "n": counts.get(key.removesuffix("_untrained"), len(self.dataset)),  # type: ignore[arg-type]
             "interval": None,
             "higher_is_better": self.method.metric_directions.get(key),
         }

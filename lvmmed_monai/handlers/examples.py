@@ -15,7 +15,8 @@ __all__ = ["write_examples"]
 def write_examples(method: Any, held_out: Any, folder: Path) -> list[dict[str, Any]]:
     """Write the pictures of a method's ``examples(held_out)`` and give what stands in the results file.
 
-    Pictures are shown as a radiologist expects: the patient's right on the left, anterior at the top.
+    An example's ``slice`` (X, Y) is shown as a radiologist expects: the patient's right on the left, anterior at the
+    top; its ``picture`` (H, W) or (H, W, 3) as it is. An example may have neither.
 
     Args:
         method: a method that has such a function; none are written for others.
@@ -26,9 +27,12 @@ def write_examples(method: Any, held_out: Any, folder: Path) -> list[dict[str, A
         return []
     written = []
     for number, example in enumerate(method.examples(held_out), start=1):
-        path = folder / "examples" / f"{number}.png"
-        with atomic_path(path) as temporary:
-            Image.fromarray(example["slice"][::-1].T[::-1].copy()).save(temporary, format="PNG")
-        about = {key: value for key, value in example.items() if key != "slice"}
-        written.append({"name": f"held-out volume {number}", "picture": f"examples/{number}.png", **about})
+        about = {key: value for key, value in example.items() if key not in ("slice", "picture")}
+        shown = example["slice"][::-1].T[::-1].copy() if "slice" in example else example.get("picture")
+        if shown is not None:
+            path = folder / "examples" / f"{number}.png"
+            with atomic_path(path) as temporary:
+                Image.fromarray(shown).save(temporary, format="PNG")
+            about["picture"] = f"examples/{number}.png"
+        written.append({"name": f"held-out volume {number}", **about})
     return written

@@ -65,10 +65,11 @@ class PretrainingRecorder:
         record["examples"] = write_examples(method, engine.held_out, self.folder)
         if not history["monitors"]:
             return
-        n = len(engine.held_out) if engine.held_out is not None else None
+        held_out = len(engine.held_out) if engine.held_out is not None else None
+        counts = getattr(method, "metric_counts", {})
         (first_step, untrained), (_, trained) = history["monitors"][0], history["monitors"][-1]
         for name, value in trained.items():
-            direction = method.metric_directions.get(name)
+            direction, n = method.metric_directions.get(name), counts.get(name, held_out)
             record["metrics"][name] = _metric(value, n, direction)
             if first_step == 0:
                 record["metrics"][f"{name}_untrained"] = _metric(untrained[name], n, direction)

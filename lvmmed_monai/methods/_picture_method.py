@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,11 @@ from torch import Tensor, nn
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.losses.graph_matching import matching_accuracy
 from lvmmed_monai.methods._balance import check_shares
+from lvmmed_monai.methods._picture_examples import picture_examples
+from lvmmed_monai.methods._picture_features import batch_statistics, pooled_features
+from lvmmed_monai.methods._picture_probes import PictureProbes
 from lvmmed_monai.methods._pictures import PicturePreparation, ViewPairs, missing_space, view_pairs
+from lvmmed_monai.metrics import retrieval_at_k
 from lvmmed_monai.networks import Encoder, build_encoder
 from lvmmed_monai.transforms.views_2d import ViewSettings
 
@@ -48,9 +51,12 @@ class PictureMethod:
         balance: how far the modalities are drawn equally often, 0 to 1; see `methods._balance.repeats_of`.
         intensity: rules in place of those of single modalities, as `transforms.intensity_rules` takes them.
         monitor_images: held-out pictures that `monitors` looks at, at most.
+        probe_datalist: pictures with classes on which `monitors` probes the features, see `PictureProbes`; None probes
+            nothing.
 
     Raises:
-        UserError: an unknown option of the views, an unknown plane, a rule or balance that cannot be.
+        UserError: an unknown option of the views, an unknown plane, a rule or balance that cannot be, or a
+            probe_datalist that is not valid.
     """
 
     name: str
@@ -74,6 +80,7 @@ class PictureMethod:
         balance: float = 0.0,
         intensity: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
         monitor_images: int = 512,
+        probe_datalist: str | Path | None = None,
     ) -> None:
         try:
             self._view_settings = ViewSettings(**dict(views or {}))
@@ -89,6 +96,12 @@ class PictureMethod:
         self.chance: dict[str, float] = dict.fromkeys(
             ("matching_accuracy", "linear_matching_accuracy"), 1 / _MONITOR_NODES
         )
+        self._probe_datalist = probe_datalist
+        self._probes: PictureProbes | None = None
+        self.metric_counts: dict[str, int] = {}
+        if probe_datalist is not None:
+            self.metric_directions = {**self.metric_directions, **PictureProbes.directions}
+            self.chance |= PictureProbes.chance(probe_datalist)
         self._network: nn.Module | None = None
 
     def build(self, encoder: Encoder) -> nn.Module:
@@ -98,6 +111,7 @@ class PictureMethod:
     def network(self) -> nn.Module:
         """The trained module, built at the first call from torch's global generator."""
         if self._network is None:
+            self._random_state = torch.get_rng_state()
             encoder = build_encoder(self.encoder_name, self.in_channels, **self.encoder_options)
             if encoder.spatial_dims != 2:
                 raise UserError(
@@ -109,6 +123,13 @@ class PictureMethod:
     def encoder(self) -> Encoder:
         """The encoder of `network`."""
         return self.network().encoder  # type: ignore[return-value]
+
+    def untrained_encoder(self) -> Encoder:
+        """A second encoder with the random weights that the first one began with, on its device."""
+        device = next(self.network().parameters()).device
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random_state)
+            return build_encoder(self.encoder_name, self.in_channels, **self.encoder_options).to(device)
 
     def input_spec(self) -> dict[str, Any]:
         """What the encoder was trained on, for its file."""
@@ -124,10 +145,16 @@ class PictureMethod:
     def dataset(self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path, seed: int) -> ViewPairs:
         """View pairs of one section of datalists; see `methods._pictures.view_pairs`.
 
-        Shares of datalists and modalities are for training: held-out pictures come once each.
+        Shares of datalists and modalities are for training: held-out pictures come once each. The first dataset's
+        cache folder also serves the probes.
+
+        Raises:
+            UserError: as `view_pairs` and `PictureProbes`; or subjects that the probes are measured on are in this
+                training section.
+            DataError: as `view_pairs`.
         """
         training = section == "training"
-        return view_pairs(
+        pairs = view_pairs(
             datalists,
             section,
             cache_dir,
@@ -138,6 +165,13 @@ class PictureMethod:
             balance=self.balance if training else 0.0,
             **self._cache_options(),
         )
+        if self._probe_datalist is not None and self._probes is None:
+            form = {"size": self._view_settings.size, "in_channels": self.in_channels, "cache_size": self.cache_size}
+            self._probes = PictureProbes(self._probe_datalist, cache_dir, most=self.monitor_images, **form)
+            self.metric_counts = dict.fromkeys(self._probes.directions, len(self._probes.validation.labels))
+        if self._probes is not None and section == "training":
+            self._probes.check_apart(pairs)
+        return pairs
 
     def missing_space(self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path) -> int:
         """Bytes that the cache of `dataset` will still take, at most; nothing is decoded."""
@@ -164,21 +198,37 @@ class PictureMethod:
         Returns:
             "matching_accuracy": noise-free second-order matching in random groups of 16; "linear_matching_accuracy":
             the same without edges; "retrieval_at_1": fraction of images whose second view is the nearest of all;
-            "effective_rank": exp entropy of the principal variances. NaN where there are too few images.
+            "effective_rank": exp entropy of the principal variances. NaN where there are too few images. With a
+            probe_datalist also what `PictureProbes.measure` gives.
         """
-        order = np.random.default_rng(_MONITOR_SEED).permutation(len(dataset))[: self.monitor_images]
+        probed = self._probes.measure(self.encoder()) if self._probes is not None else {}
+        return {**self._measured_pairs(dataset), **probed}
+
+    def _measured_pairs(self, dataset: ViewPairs) -> dict[str, float]:
+        order = self._monitored(dataset)
         if len(order) < _MONITOR_NODES:
             _LOG.warning("%d held-out pictures are too few for graphs of %d: no monitors", len(order), _MONITOR_NODES)
-            return dict.fromkeys(self.metric_directions, float("nan"))
+            return dict.fromkeys(PictureMethod.metric_directions, float("nan"))
         f1, f2 = self._centred_features(dataset, order)
         match = partial(matching_accuracy, f1, f2, _MONITOR_NODES, seed=_MONITOR_SEED)
-        nearest = (nn.functional.normalize(f1) @ nn.functional.normalize(f2).T).argmax(dim=1)
         return {
             "matching_accuracy": match(),
             "linear_matching_accuracy": match(mode="linear"),
-            "retrieval_at_1": float((nearest == torch.arange(len(f1))).double().mean()),
+            "retrieval_at_1": retrieval_at_k(f1, f2),
             "effective_rank": effective_rank(f1),
         }
+
+    def _monitored(self, dataset: ViewPairs) -> np.ndarray:
+        """Numbers of the held-out pictures that are looked at, in random order."""
+        return np.random.default_rng(_MONITOR_SEED).permutation(len(dataset))[: self.monitor_images]
+
+    def examples(self, dataset: ViewPairs) -> list[dict[str, Any]]:
+        """Nearest neighbours and a map of held-out pictures, by trained and by random weights; see `picture_examples`.
+
+        With initial weights out of a file "random weights" are those that the file replaced.
+        """
+        encoders = {"trained": self.encoder(), "untrained": self.untrained_encoder()}
+        return picture_examples(encoders, dataset, self._monitored(dataset))
 
     def alarms(self, history: Mapping[str, Any]) -> list[str]:
         """Whether the features collapse: far fewer directions than without training, and no better at matching."""
@@ -212,28 +262,8 @@ class PictureMethod:
         return f1, f2
 
 
-def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """(M, C) float32 averages of the coarsest feature map of (M, in_channels, H, W)."""
-    return encoder(images)[-1].float().mean(dim=(2, 3))
-
-
 def effective_rank(features: Tensor) -> float:
     """Along how many directions centred (M, C) vary: exp of the entropy of the shares of variance."""
     variances = torch.linalg.svdvals(features.double()).square()
     share = variances / variances.sum().clamp_min(torch.finfo(torch.float64).tiny)
     return float(torch.exp(torch.special.entr(share).sum()))
-
-
-@contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Training mode for the forward passes within; modes and buffers come back afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    network.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for name, buffer in network.named_buffers():
-            buffer.copy_(buffers[name])

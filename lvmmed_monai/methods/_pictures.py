@@ -162,13 +162,18 @@ class ViewPairs(Dataset):
         copy = repeats > 1 and rng.random() > 1 / repeats
         return self.draw(index, rng, area=_COPY_AREA if copy else None)
 
+    def picture(self, index: int) -> Tensor:
+        """A whole picture, (1 or in_channels, H, W): uint8, or float32 from 0 to 1 where it was turned to grey."""
+        image = self.cache[index]
+        if self.in_channels == 1 and len(image) == 3:
+            return (image.float() / 255 * _LUMINANCE).sum(dim=0, keepdim=True)
+        return image
+
     def draw(
         self, index: int, rng: np.random.Generator, *, area: tuple[float, float] | None = None
     ) -> dict[str, Tensor]:
         """Views of a picture by the given generator, or of a random crop of it with a part of its area in ``area``."""
-        image = self.cache[index]
-        if self.in_channels == 1 and len(image) == 3:
-            image = (image.float() / 255 * _LUMINANCE).sum(dim=0, keepdim=True)
+        image = self.picture(index)
         rows, columns = image.shape[1:]
         top, left, height, width = 0, 0, rows, columns
         if area:

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from lvmmed_monai.report.collect import Source
+from lvmmed_monai.report.examples import example_groups
 from lvmmed_monai.report.figures import Curve, curve_figure, picture, strip_figure
-from lvmmed_monai.report.position import position_figure
 from lvmmed_monai.report.words import amount, duration, interval, memory, number, readable
 
 __all__ = ["case_score", "key_metric", "measures", "run_view"]
@@ -46,7 +46,7 @@ def run_view(source: Source) -> dict[str, Any]:
         "classes": _classes(record),
         "gallery": _gallery(source),
         "alarms": [_alarm(alarm) for alarm in record.get("alarms", [])],
-        "examples": [_example(source, example) for example in record.get("examples", [])],
+        "examples": example_groups(source),
         "cases": _case_table(record["cases"]),
     }
 
@@ -228,12 +228,6 @@ def _case_table(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 def _alarm(alarm: Mapping[str, Any]) -> dict[str, str]:
     first, last = number(alarm["first_step"]), number(alarm["last_step"])
     return {"steps": f"Step {first}" if first == last else f"Steps {first} to {last}", "text": alarm["text"]}
-
-
-def _example(source: Source, example: Mapping[str, Any]) -> dict[str, str]:
-    """A picture of true and predicted positions of some crops of a volume."""
-    address = position_figure(source.folder / example["picture"], example["grid"], example["crops"])
-    return {"title": readable(example["name"]), "address": address}
 
 
 # --- provenance -----------------------------------------------------------------------------------------------
