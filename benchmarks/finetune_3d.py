@@ -16,19 +16,15 @@ Example:
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import logging
-import os
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from _runs import absolute, claimed, interval, metric, run_bundle
 
-from lvmmed_monai.cli.run import config_files, find_bundle, parse_overrides
+from lvmmed_monai.cli.run import parse_overrides
 from lvmmed_monai.data.datalist import read_datalist, write_datalist
 from lvmmed_monai.files import read_json, write_json
 from lvmmed_monai.results import new_results, peak_memory_mb, write_results
@@ -37,19 +33,6 @@ SCRATCH = "scratch"
 LABELLED = 20
 # All weights but the encoder's; its norms keep no statistics, so that it stays as it is.
 FROZEN = "$[weight for name, weight in @network.named_parameters() if not name.startswith('encoder.')]"
-
-
-def run_bundle(name: str, config: str, **settings: Any) -> float:
-    """Run a configuration of a bundle in this process; gives the CPU seconds that it took."""
-    from monai.bundle import run
-
-    folder = find_bundle(name)
-    files = [str(path) for path in config_files(folder, config)]
-    values = {key: "$None" if value is None else value for key, value in settings.items()}
-    start = time.process_time()
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        run(config_file=files if len(files) > 1 else files[0], bundle_root=str(folder), logging_file=False, **values)
-    return time.process_time() - start
 
 
 def divide(options: argparse.Namespace, seed: int) -> dict[str, Path]:
@@ -73,24 +56,9 @@ def divide(options: argparse.Namespace, seed: int) -> dict[str, Path]:
     return found
 
 
-def absolute(item: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The item with absolute paths."""
-    return {key: str(where / value) if key in ("image", "label") else value for key, value in item.items()}
-
-
-def claim(path: Path) -> bool:
-    """Whether this process is the one to make the file ``path``."""
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path.with_suffix(".begun"), os.O_CREAT | os.O_EXCL))
-        return True
-    return False
-
-
 def pretrain(options: argparse.Namespace, method: str, seed: int, datalist: Path) -> None:
-    """An encoder of a method and seed, unless it is there or being made."""
+    """An encoder of a method and seed."""
     folder = options.folder / f"{method}-{seed}"
-    if not claim(options.folder / f"{method}-{seed}.json"):
-        return
     seconds = run_bundle(
         "voco_pretrain",
         "train",
@@ -116,10 +84,8 @@ def pretrain(options: argparse.Namespace, method: str, seed: int, datalist: Path
 
 
 def finetune(options: argparse.Namespace, start: str, subjects: int, seed: int, datalist: Path) -> None:
-    """Train, evaluate on the test section and keep the mean Dice, unless it is done or being done."""
+    """Train, evaluate on the test section and keep the mean Dice."""
     path = result_path(options, start, subjects, seed)
-    if not claim(path):
-        return
     folder = path.with_suffix("")
     encoder = None if start == SCRATCH else str(options.folder / f"{start}-{seed}" / "encoder.pt")
     content = read_datalist(datalist)
@@ -161,14 +127,6 @@ def result_path(options: argparse.Namespace, start: str, subjects: int, seed: in
 # -- what is printed --------------------------------------------------------------------------------------------------
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half the width of its 95 % interval."""
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    error = values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * error)
-
-
 def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
     """Starts by numbers of labelled subjects."""
     lines = [
@@ -205,13 +163,6 @@ def dice_of(options: argparse.Namespace, start: str, subjects: int) -> dict[int,
     """Dice of each seed that is done."""
     paths = {seed: result_path(options, start, subjects, seed) for seed in options.seeds}
     return {seed: read_json(path, "result")["dice"] for seed, path in paths.items() if path.exists()}
-
-
-def metric(values: np.ndarray) -> dict[str, Any]:
-    """A metric of the results format."""
-    mean, half = interval(values)
-    bounds = [mean - half, mean + half] if np.isfinite(half) else None
-    return {"value": mean, "n": len(values), "interval": bounds, "higher_is_better": True}
 
 
 # -- command line -----------------------------------------------------------------------------------------------------
@@ -254,11 +205,15 @@ def main(argv: list[str] | None = None) -> None:
     lists = {seed: divide(options, seed) for seed in options.seeds}
     for seed in options.seeds:
         for method in options.methods:
-            pretrain(options, method, seed, lists[seed]["unlabelled"])
+            with claimed(options.folder / f"{method}-{seed}.json") as mine:
+                if mine:
+                    pretrain(options, method, seed, lists[seed]["unlabelled"])
     for seed in options.seeds:
         for subjects in options.subjects:
             for start in (SCRATCH, *options.methods):
-                finetune(options, start, subjects, seed, lists[seed][str(subjects)])
+                with claimed(result_path(options, start, subjects, seed)) as mine:
+                    if mine:
+                        finetune(options, start, subjects, seed, lists[seed][str(subjects)])
     print(table(options, results))
     results["peak_memory_mb"] = peak_memory_mb()
     if options.out:

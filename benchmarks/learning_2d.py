@@ -27,33 +27,33 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _measures_2d import PAIR_MEASURES, Picture, drawn_views, pair_measures
+from _runs import claimed
 from learning_settings import SETTINGS, Setting
-from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import nn
 
 from lvmmed_monai.data.datalist import load_pool
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.engines import warmup_cosine
 from lvmmed_monai.files import read_json, write_json
-from lvmmed_monai.losses import matching_accuracy
-from lvmmed_monai.methods._picture_method import batch_statistics, effective_rank
+from lvmmed_monai.methods._picture_features import batch_features
+from lvmmed_monai.methods._picture_probes import labelled_pictures
 from lvmmed_monai.methods._pictures import ViewPairs, view_pairs
 from lvmmed_monai.methods.lvm_med import LVMMedNetwork, make_projector
+from lvmmed_monai.metrics import area_under_curve, logistic_regression, standardised
 from lvmmed_monai.networks import build_encoder
 from lvmmed_monai.results import new_results, peak_memory_mb, write_results
-from lvmmed_monai.transforms.views_2d import ViewParameters, ViewSettings, apply_view
+from lvmmed_monai.transforms.views_2d import ViewSettings
 
 SIZE, BATCH, RATE = 64, 64, 3e-3
 LEARNT, REPORTED, SCREENED, GALLERY, DRAWS = 1000, 80, 160, 407, 6
-MEASURES = ("r@1", "mixed", "set", "rank")
-
-
-Picture = tuple[ViewPairs, int]
+MEASURES = PAIR_MEASURES
 
 # -- images -----------------------------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class Pictures:
         self.set_of_held = np.array([number for number, _, _ in measured + others])
         self.queries = np.arange(len(measured))
         pictures = [picture for _, _, picture in measured + others]
-        self.views_of_held = torch.stack([self._views(pictures, [99, draw]) for draw in range(DRAWS)])
+        self.views_of_held = torch.stack([drawn_views(pictures, [99, draw]) for draw in range(DRAWS)])
 
     @staticmethod
     def _apart(training: list[Picture], rng: np.random.Generator) -> set[str]:
@@ -98,13 +98,6 @@ class Pictures:
         order = [names[i] for i in rng.permutation(len(names))]
         images = np.cumsum([counts[name] for name in order])
         return set(order[: int(np.searchsorted(images, len(training) / 4)) + 1])
-
-    @staticmethod
-    def _views(pictures: list[Picture], key: list[int]) -> Tensor:
-        """(2, M, 3, SIZE, SIZE) uint8."""
-        samples = [pool.draw(i, np.random.default_rng([*key, n])) for n, (pool, i) in enumerate(pictures)]
-        views = [torch.stack([sample[name] for sample in samples]) for name in ("view1", "view2")]
-        return (255 * torch.stack(views)).round().to(torch.uint8)
 
     def batches(self, seed: int, steps: int, run: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         """(steps, 2, BATCH, 3, SIZE, SIZE) uint8 views and (steps, 2, BATCH, 5) places, drawn once and kept.
@@ -186,85 +179,26 @@ def learn(
     return encoder, time.perf_counter() - start
 
 
-@torch.no_grad()
-def pooled(encoder: nn.Module, images: Tensor) -> Tensor:
-    """(M, C) features of uint8 images in their order, batches drawn from all of them."""
-    order = torch.from_numpy(np.random.default_rng(5).permutation(len(images)))
-    features = []
-    with batch_statistics(encoder):
-        for chunk in order.split(BATCH):
-            features.append(encoder(images[chunk].float() / 255)[-1].mean(dim=(2, 3)))
-    return torch.cat(features)[order.argsort()]
-
-
 def measured(encoder: nn.Module, pictures: Pictures) -> dict[str, float]:
     """`MEASURES` of the held-out images that are queries."""
-    rows: list[list[float]] = []
-    queries = pictures.queries
-    for draw, views in enumerate(pictures.views_of_held):
-        pair = torch.stack([pooled(encoder, side) for side in views])
-        first, second = pair - pair.mean(dim=(0, 1))
-        cosine = nn.functional.normalize(first[queries]) @ nn.functional.normalize(second).T
-        of_sets = []
-        for number in np.unique(pictures.set_of_held):
-            members = queries[pictures.set_of_held[queries] == number]
-            if len(members) >= 16:
-                accuracy = matching_accuracy(first[members], second[members], draws=2, seed=draw)
-                of_sets += [accuracy] * len(members)
-        rows.append(
-            [
-                float((cosine.argmax(1).numpy() == queries).mean()),
-                matching_accuracy(first[queries], second[queries], seed=draw),
-                float(np.mean(of_sets)),
-                effective_rank(first),
-            ]
-        )
-    return dict(zip(MEASURES, np.mean(rows, axis=0).tolist(), strict=True))
+    features = partial(batch_features, encoder)
+    return pair_measures(features, pictures.views_of_held, pictures.set_of_held, pictures.queries)
 
 
 def probed(encoder: nn.Module, datalist: str, folder: Path) -> float:
     """Area under the ROC curve on the test section; the strength of the penalty is chosen on the validation section."""
     parts = {}
     for section in ("training", "validation", "test"):
-        (pool,) = pools([datalist], (section,), folder)
-        images = torch.stack([unchanged(pool.cache[i]) for i in range(len(pool))])
-        labels = torch.tensor([float(item["label"]) for item in pool.data])
-        parts[section] = pooled(encoder, images), labels
-    mean, spread = parts["training"][0].mean(0), parts["training"][0].std(0) + 1e-6
-    parts = {name: ((features - mean) / spread, labels) for name, (features, labels) in parts.items()}
-    models = [logistic(*parts["training"], penalty) for penalty in (1e-4, 1e-3, 1e-2, 1e-1)]
-    areas = [[area_under_curve(features @ model, labels) for features, labels in parts.values()] for model in models]
-    return max(areas, key=lambda row: row[1])[2]
+        part = labelled_pictures(datalist, section, folder / "cache", size=SIZE, in_channels=3)
+        parts[section] = batch_features(encoder, part.images).double().numpy(), part.labels
+    training, validation, test = standardised(*(features for features, _ in parts.values()))
+    models = [logistic_regression(training, parts["training"][1], penalty) for penalty in (1e-4, 1e-3, 1e-2, 1e-1)]
 
+    def area(features: np.ndarray, section: str, model: np.ndarray) -> float:
+        return area_under_curve(features @ (model[:-1, 1] - model[:-1, 0]), parts[section][1])
 
-def unchanged(picture: Tensor) -> Tensor:
-    """The whole picture as a view, (3, SIZE, SIZE) uint8."""
-    whole = ViewParameters((0, 0, *picture.shape[1:]), False, 1.0, 1.0, 1.0, 0.0, False, 0.0)
-    return (255 * apply_view(picture.expand(3, -1, -1), whole, SIZE)).round().to(torch.uint8)
-
-
-def logistic(features: Tensor, labels: Tensor, penalty: float) -> Tensor:
-    """Weights of a logistic regression without offset of standardised features; classes weigh the same."""
-    weights = torch.zeros(features.shape[1], requires_grad=True)
-    balance = torch.where(labels > 0.5, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = nn.functional.binary_cross_entropy_with_logits(features @ weights, labels, balance)
-        value = value + penalty * weights.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return weights.detach()
-
-
-def area_under_curve(scores: Tensor, labels: Tensor) -> float:
-    """Chance that a positive has a higher score than a negative."""
-    positive = labels.numpy() > 0.5
-    ranks = rankdata(scores.numpy())[positive]
-    return float((ranks.mean() - (positive.sum() + 1) / 2) / (~positive).sum())
+    best = max(models, key=lambda model: area(validation, "validation", model))
+    return area(test, "test", best)
 
 
 # -- command line -----------------------------------------------------------------------------------------------------
@@ -277,16 +211,15 @@ def run_all(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for name in options.settings:
             path = result_path(options, name, seed)
-            try:
-                os.close(os.open(path.with_suffix(".begun"), os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                continue
-            encoder, seconds = learn(SETTINGS[name], pictures, seed, options)
-            values = {**measured(encoder, pictures), "seconds": seconds}
-            if options.probe:
-                values["probe"] = probed(encoder, options.probe, options.folder)
-            write_json(path, values)
-            print(f"{name}, seed {seed}:", *(f"{key} {value:.3f}" for key, value in values.items()), flush=True)
+            with claimed(path) as mine:
+                if not mine:
+                    continue
+                encoder, seconds = learn(SETTINGS[name], pictures, seed, options)
+                values = {**measured(encoder, pictures), "seconds": seconds}
+                if options.probe:
+                    values["probe"] = probed(encoder, options.probe, options.folder)
+                write_json(path, values)
+                print(f"{name}, seed {seed}:", *(f"{key} {value:.3f}" for key, value in values.items()), flush=True)
 
 
 def result_path(options: argparse.Namespace, name: str, seed: int) -> Path:

@@ -1,0 +1,333 @@
+"""What 2D pre-training is worth: every method of `lvmmed_pretrain` on your datalists, in one budget, in one table.
+
+Each method pre-trains an encoder for each seed on the pooled training sections (at most 1000 images a datalist, no
+labels), with equal steps, batches, views, encoder and optimiser, from the same random weights. Then are measured,
+beside random weights and the images at 8 x 8 pixels:
+
+    probe       for each datalist with classes: area under the ROC curve of a logistic regression on frozen features,
+                with some of the training labels (drawn several times where they are few), on the test section
+    fine-tuned  the same of encoder and linear head trained together for a few steps
+    r@1         how often a held-out image's second view is the nearest of all held-out images
+    mixed, set  second-order matching without noise in groups of 16, of all datalists and of one (chance .06)
+
+A cell is the mean over seeds ± half its 95 % interval (Student's t over seeds), and [the 95 % bootstrap interval over
+test images]. Differences are paired by seed and image; the best baseline is the best of the methods other than lvm_med.
+Choose settings with --section validation, and report the test section once.
+
+Several processes with the same command and folder share the work; a run that is done is not repeated.
+
+Example:
+    lvmmed ingest --manifest data_manifests/color/isic_dermoscopy.json --root DATA/isic_dermoscopy --out isic
+    lvmmed ingest --manifest data_manifests/xray/pneumoniamnist.json --root DATA/pneumoniamnist --out pneumonia
+    python benchmarks/compare_2d.py isic/datalist.json pneumonia/datalist.json --variant lvm_paper method=lvm_med \\
+        preset=paper
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _compare_table import Found, table
+from _measures_2d import (
+    Features,
+    Labelled,
+    drawn_views,
+    fine_tuned_scores,
+    pair_measures,
+    pixels,
+    probe_scores,
+)
+from _runs import absolute, claimed, run_bundle
+from torch import Tensor, nn
+
+from lvmmed_monai.cli.run import parse_overrides
+from lvmmed_monai.data.datalist import read_datalist, summarise, write_datalist
+from lvmmed_monai.errors import user_error_in
+from lvmmed_monai.files import atomic_path, read_json, sha256_file, sha256_json, write_json
+from lvmmed_monai.methods._picture_features import batch_features
+from lvmmed_monai.methods._pictures import view_pairs
+from lvmmed_monai.metrics import area_under_curve
+from lvmmed_monai.networks import build_encoder, load_encoder, read_encoder_file
+from lvmmed_monai.results import new_results, peak_memory_mb, write_results
+from lvmmed_monai.transforms.views_2d import ViewSettings
+
+METHODS = ("lvm_med", "simclr", "barlow_twins", "vicreg", "vicregl", "moco", "byol", "dino", "swav", "mae")
+OURS = "lvm_med"
+RANDOM, PIXELS = "random weights", "8 x 8 pixels"
+HELD, VIEW_DRAWS = 160, 4
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Data:
+    """All images of a comparison, read once.
+
+    Attributes:
+        unlabelled: datalists to pre-train on: training sections only, without labels.
+        labelled: those of the datalists that have classes.
+        views: (VIEW_DRAWS, 2, M, 3, s, s) uint8 views of held-out images.
+        set_of: (M,) number of each held-out image's datalist.
+    """
+
+    unlabelled: list[Path]
+    labelled: list[Labelled]
+    views: Tensor
+    set_of: np.ndarray
+
+    @classmethod
+    def read(cls, options: argparse.Namespace) -> Data:
+        """From the datalists of the command line."""
+        unlabelled, labelled, pictures, set_of = [], [], [], []
+        cache = options.folder / "cache"
+        form: dict[str, Any] = {"planes": ("axial",), "cache_size": 256, "in_channels": 3, "seed": 0}
+        for number, path in enumerate(options.datalists):
+            content = read_datalist(path)
+            unlabelled.append(without_labels(path, content, number, options))
+            if not content[options.section]:
+                continue
+            if content["task"] == "classification":
+                labelled.append(Labelled.read(path, options.section, cache, options.size))
+            pairs = view_pairs([path], options.section, cache, views=ViewSettings(size=options.size), **form)
+            chosen = np.sort(np.random.default_rng(number).permutation(len(pairs))[:HELD])
+            pictures += [(pairs, int(i)) for i in chosen]
+            set_of += [number] * len(chosen)
+        views = torch.stack([drawn_views(pictures, [99, draw]) for draw in range(VIEW_DRAWS)])
+        return cls(unlabelled, labelled, views, np.array(set_of))
+
+
+def without_labels(path: Path, content: dict[str, Any], number: int, options: argparse.Namespace) -> Path:
+    """A datalist of at most ``--most`` training images of another one, and of nothing else."""
+    rng = np.random.default_rng([17, number])
+    chosen = np.sort(rng.permutation(len(content["training"]))[: options.most])
+    items = [absolute(content["training"][i], path.resolve().parent) for i in chosen]
+    bare = [{key: value for key, value in item.items() if key not in ("label", "box")} for item in items]
+    plain = {**content, "task": "unlabelled", "labels": {}, "validation": [], "test": [], "training": bare}
+    target = Path(options.folder / f"unlabelled-{number}-{options.most}.json")
+    write_datalist(target, plain)
+    return target
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where features come from: a pre-training by ``settings`` of the bundle, or what pre-training is held against."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.settings.get("method", OURS) != OURS
+
+
+def starts(options: argparse.Namespace) -> list[Start]:
+    """Random weights, pixels, methods and variants, in the order of the table."""
+    variants = [(name, parse_overrides(words)) for name, *words in options.variant]
+    methods = [(name, {"method": name}) for name in options.methods]
+    return [Start(RANDOM), Start(PIXELS), *(Start(name, settings) for name, settings in (*methods, *variants))]
+
+
+def bundle_settings(start: Start, seed: int, data: Data, options: argparse.Namespace) -> dict[str, Any]:
+    """What the pre-training hangs on, apart from its places."""
+    common = {
+        "encoder_name": options.encoder,
+        "encoder_options": parse_overrides(options.encoder_options),
+        "image_size": options.size,
+        "batch_size": options.batch,
+        "max_epochs": 1,
+        "epoch_length": options.steps,
+        "learning_rate": options.rate,
+        "held_out": None,
+        "seed": seed,
+        "datalist": [str(path) for path in data.unlabelled],
+    }
+    return {**common, **parse_overrides(options.settings), **start.settings}
+
+
+def pretrained(start: Start, seed: int, data: Data, options: argparse.Namespace) -> tuple[nn.Module, float]:
+    """The encoder and the CPU seconds of its pre-training, which is done where it is not there."""
+    settings = bundle_settings(start, seed, data, options)
+    lists = [sha256_file(path) for path in data.unlabelled]
+    folder = options.folder / f"{stem(start, seed)}-{sha256_json([settings, lists])[:8]}"
+    done = folder / "done.json"
+    if not done.exists():
+        places = {"output_dir": folder, "encoder_path": folder / "encoder.pt", "model_path": folder / "model.pt"}
+        places["cache_dir"] = options.folder / "cache"
+        paths = {key: str(path) for key, path in places.items()}
+        seconds = run_bundle("lvmmed_pretrain", "train", **paths, **settings)
+        write_json(done, {"cpu_seconds": seconds})
+    content = read_encoder_file(folder / "encoder.pt")
+    encoder = build_encoder(content["name"], content["input"]["in_channels"], **content["options"])
+    load_encoder(folder / "encoder.pt", encoder)
+    return encoder, read_json(done, "record")["cpu_seconds"]
+
+
+def encoder_of(start: Start, seed: int, data: Data, options: argparse.Namespace) -> tuple[nn.Module | None, float]:
+    """The encoder (none for pixels), and the CPU seconds that it cost."""
+    if start.name == PIXELS:
+        return None, 0.0
+    if start.name == RANDOM:
+        torch.manual_seed(seed)
+        return build_encoder(options.encoder, 3, **parse_overrides(options.encoder_options)), 0.0
+    return pretrained(start, seed, data, options)
+
+
+def stem(start: Start, seed: int) -> str:
+    """Of file names."""
+    return "".join(letter if letter.isalnum() else "_" for letter in start.name) + f"-{seed}"
+
+
+def result_path(start: Start, seed: int, data: Data, options: argparse.Namespace) -> Path:
+    """Where the figures of a run are kept; other settings, other file."""
+    ways = ("section", "fractions", "labels", "draws", "tune_steps", "tune_batch", "tune_rate", "size")
+    lists = [sha256_file(path) for path in (*options.datalists, *data.unlabelled)]
+    key = [bundle_settings(start, seed, data, options), lists, [getattr(options, name) for name in ways]]
+    return Path(options.folder / f"{stem(start, seed)}-{sha256_json(key)[:8]}.json")
+
+
+def percent(part: float) -> str:
+    """``1 %``."""
+    return f"{100 * part:g} %"
+
+
+def label_counts(data: Labelled, options: argparse.Namespace) -> dict[str, int]:
+    """How many training labels are used, by name; none is larger than the section."""
+    total = len(data.training.labels)
+    parts = {percent(part): max(2 * data.classes, round(part * total)) for part in options.fractions}
+    return {**parts, **{f"{count} labels": count for count in options.labels if count < total}}
+
+
+def scores_of(
+    encoder: nn.Module | None, features: Features, one: Labelled, seed: int, options: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    """Scores (draws, n) or (draws, n, K) of the measured images of a datalist, by measure."""
+    total = len(one.training.labels)
+    # All labels can be drawn in one way only.
+    chosen = {
+        name: [one.some(count, [seed, count, draw]) for draw in range(options.draws if count < total else 1)]
+        for name, count in label_counts(one, options).items()
+    }
+    found = iter(probe_scores(features, one, [rows for each in chosen.values() for rows in each]))
+    scores = {f"{one.name}, probe, {name}": np.stack([next(found) for _ in each]) for name, each in chosen.items()}
+    if encoder is None or not options.tune_steps:
+        return scores
+    form = {"steps": options.tune_steps, "batch": options.tune_batch, "rate": options.tune_rate, "seed": seed}
+    for part in options.fractions:
+        name = percent(part)
+        scores[f"{one.name}, fine-tuned, {name}"] = fine_tuned_scores(encoder, one, chosen[name][0], **form)[None]
+    return scores
+
+
+def measure(
+    encoder: nn.Module | None, seed: int, data: Data, options: argparse.Namespace
+) -> tuple[dict[str, float | None], dict[str, np.ndarray]]:
+    """Values by measure, and the scores behind areas under the curve."""
+    features: Features = pixels if encoder is None else partial(batch_features, encoder)
+    pairs = pair_measures(features, data.views, data.set_of, np.arange(len(data.set_of)))
+    values = {name: pairs[name] for name in ("r@1", "mixed", "set")}
+    scores: dict[str, np.ndarray] = {}
+    for one in data.labelled:
+        found = scores_of(encoder, features, one, seed, options)
+        areas = {name: [area_under_curve(row, one.measured.labels) for row in rows] for name, rows in found.items()}
+        values |= {name: float(np.mean(each)) for name, each in areas.items()}
+        scores |= found
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}, scores
+
+
+def run_all(data: Data, options: argparse.Namespace) -> None:
+    """Run what no other process has done or is doing."""
+    for seed in options.seeds:
+        for start in starts(options):
+            path = result_path(start, seed, data, options)
+            with claimed(path) as mine:
+                if not mine:
+                    continue
+                try:
+                    encoder, cost = encoder_of(start, seed, data, options)
+                except Exception as error:
+                    reason = user_error_in(error)
+                    if reason is None:
+                        raise
+                    print(f"{start.name}, seed {seed}, is left out: {reason}", flush=True)
+                    continue
+                begin = time.process_time()
+                values, scores = measure(encoder, seed, data, options)
+                with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as stream:
+                    np.savez_compressed(stream, **scores)
+                spent = time.process_time() - begin
+                write_json(path, {"values": values, "pretraining_seconds": cost, "measuring_seconds": spent})
+                print(f"{start.name}, seed {seed}: {cost:.0f} s + {spent:.0f} s of measuring", flush=True)
+
+
+def found(data: Data, options: argparse.Namespace) -> Found:
+    """What is done."""
+    every = starts(options)
+    paths = {start.name: {seed: result_path(start, seed, data, options) for seed in options.seeds} for start in every}
+    labels = {one.name: one.measured.labels for one in data.labelled}
+    return Found(paths, labels, {start.name for start in every if start.is_baseline}, RANDOM)
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datalists", nargs="+", type=Path, help="of pictures; those for classification are probed on")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="of lvmmed_pretrain")
+    parser.add_argument(
+        "--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
+        help="another start: settings of the bundle, method among them; may be given again",
+    )  # fmt: skip
+    parser.add_argument("--settings", nargs="*", default=[], metavar="KEY=VALUE", help="of the bundle, for all methods")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1500, help="of pre-training")
+    parser.add_argument("--batch", type=int, default=64, help="images a step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="largest learning rate of pre-training")
+    parser.add_argument("--size", type=int, default=64, help="side of views and pictures in pixels")
+    parser.add_argument("--encoder", default="resnet18")
+    parser.add_argument("--encoder-options", nargs="*", default=["width=16"], metavar="KEY=VALUE")
+    parser.add_argument("--most", type=int, default=1000, help="images of a datalist to pre-train on")
+    parser.add_argument("--section", choices=["test", "validation"], default="test", help="what is measured on")
+    parser.add_argument("--fractions", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="of the training labels")
+    parser.add_argument("--labels", nargs="*", type=int, default=[200], help="numbers of labels, for the probe")
+    parser.add_argument("--draws", type=int, default=5, help="of few labels, for the probe")
+    parser.add_argument("--tune-steps", type=int, default=200, help="of fine-tuning; 0 leaves it out")
+    parser.add_argument("--tune-batch", type=int, default=32)
+    parser.add_argument("--tune-rate", type=float, default=1e-3)
+    parser.add_argument("--folder", type=Path, default=Path("compare_2d"), help="encoders, scores and results")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is not done on one thread, print the table, write the results file if asked to."""
+    options = parse(argv)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("monai").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    results = new_results("benchmark", "compare_2d", seed=options.seeds[0])
+    data = Data.read(options)
+    run_all(data, options)
+    print(table(found(data, options), results))
+    results["data"]["datalists"] = [summarise(path) for path in options.datalists]
+    results["peak_memory_mb"] = peak_memory_mb()
+    if options.out:
+        write_results(options.out, results)
+
+
+if __name__ == "__main__":
+    main()
