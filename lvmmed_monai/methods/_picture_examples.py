@@ -31,7 +31,7 @@ def picture_examples(
     Args:
         encoders: by name, in the order of the drawing.
         dataset: held-out pictures.
-        order: numbers of the pictures to look at, in random order; the first ten are the queries.
+        order: numbers of the pictures to look at, in random order; the queries are the first of each datalist.
 
     Returns:
         Nothing for fewer than six pictures, else two examples. ``kind`` "neighbours": ``picture`` (H, W, 3) uint8, a
@@ -48,9 +48,9 @@ def picture_examples(
     subjects = np.unique([f"{item['source']}\n{item['subject']}" for item in items], return_inverse=True)[1]
     sources, source_of = _numbered([str(item["source"]) for item in items])
     modalities, modality_of = _numbered([str(item["modality"]) for item in items])
-    found = [nearest_others(one, subjects, _QUERIES, _NEIGHBOURS) for one in features.values()]
-    queries = np.arange(len(found[0]))[:, None]
-    rows = np.concatenate([queries, *found], axis=1)
+    queries = _of_all_sources(source_of, _QUERIES)
+    found = [nearest_others(one, subjects, queries, _NEIGHBOURS) for one in features.values()]
+    rows = np.concatenate([queries[:, None], *found], axis=1)
     common = {"sources": sources, "encoders": list(encoders)}
     return [
         {
@@ -73,17 +73,17 @@ def picture_examples(
 
 
 def nearest_others(
-    features: NDArray[np.float64], subjects: NDArray[np.intp], queries: int, count: int
+    features: NDArray[np.float64], subjects: NDArray[np.intp], queries: NDArray[np.intp], count: int
 ) -> NDArray[np.intp]:
-    """(queries, count) numbers of the pictures of other subjects nearest to the first ``queries`` ones.
+    """(queries, count) numbers of the pictures of other subjects nearest to those of the numbers ``queries``.
 
     By cosine of centred features. -1 where there are too few others: neighbouring slices of the same volume would be
     no news.
     """
     centred = features - features.mean(axis=0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    similarity = unit[:queries] @ unit.T
-    similarity[subjects[:queries, None] == subjects] = -np.inf
+    similarity = unit[queries] @ unit.T
+    similarity[subjects[queries, None] == subjects] = -np.inf
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
     return np.where(np.isneginf(np.take_along_axis(similarity, nearest, axis=1)), -1, nearest)
 
@@ -100,6 +100,13 @@ def principal_plane(features: NDArray[np.float64]) -> NDArray[np.float64]:
     plane[:, : found.shape[1]] = found
     farthest = np.take_along_axis(plane, np.abs(plane).argmax(axis=0)[None], axis=0)
     return plane * np.where(farthest < 0, -1.0, 1.0)
+
+
+def _of_all_sources(source_of: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Numbers of pictures, ordered by source; the first of each source, then the second of each, until so many."""
+    turn = np.array([int((source_of[:i] == one).sum()) for i, one in enumerate(source_of)])
+    chosen = np.lexsort((source_of, turn))[:count]
+    return chosen[np.argsort(source_of[chosen], kind="stable")]
 
 
 def _numbered(names: list[str]) -> tuple[list[str], NDArray[np.intp]]:

@@ -18,6 +18,7 @@ _SPELLING = {
     "seg": "SEG",
     "hd95": "HD95",
     "auc": "AUC",
+    "knn": "kNN",
     "ssl": "SSL",
     "aug": "(augmented crops)",
     "clean": "(clean crops)",
