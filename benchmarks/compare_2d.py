@@ -304,7 +304,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fractions", nargs="+", type=float, default=[0.01, 0.1, 1.0], help="of the training labels")
     parser.add_argument("--labels", nargs="*", type=int, default=[200], help="numbers of labels, for the probe")
     parser.add_argument("--draws", type=int, default=5, help="of few labels, for the probe")
-    parser.add_argument("--tune-steps", type=int, default=200, help="of fine-tuning; 0 leaves it out")
+    parser.add_argument("--tune-steps", type=int, default=120, help="of fine-tuning; 0 leaves it out")
     parser.add_argument("--tune-batch", type=int, default=32)
     parser.add_argument("--tune-rate", type=float, default=1e-3)
     parser.add_argument("--folder", type=Path, default=Path("compare_2d"), help="encoders, scores and results")
