@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_gather
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.graph_matching import (
@@ -31,6 +30,7 @@ from lvmmed_monai.graph_matching import (
     solve,
 )
 from lvmmed_monai.losses._graph_matching_options import PRESETS, GraphMatchingOptions, options_of
+from lvmmed_monai.losses.gathering import gathered
 
 __all__ = ["PRESETS", "GraphMatchingLoss", "GraphMatchingOptions", "matching_accuracy"]
 
@@ -98,8 +98,8 @@ class GraphMatchingLoss(nn.Module):
             )
         if self.options.gather == "global":
             with _same_random_numbers():
-                z1, z2 = _gathered((z1, z2))
-                return self._loss(z1, z2, maps and _gathered(maps), grids and _gathered(grids))
+                maps, grids = ((gathered(one[0]), gathered(one[1])) if one else None for one in (maps, grids))
+                return self._loss(gathered(z1), gathered(z2), maps, grids)
         return self._loss(z1, z2, maps, grids)
 
     def _loss(
@@ -278,18 +278,6 @@ def _same_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(int(seed))
         yield
-
-
-def _gathered(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The tensors of all processes, one after the other; gradients are summed back to where they belong.
-
-    Each process computes the whole loss, so an image's gradient comes once from each; the mean over processes that
-    data-parallel training takes of its parameters' gradients then makes it that of one process.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return pair
-    first, second = (torch.cat(all_gather(tensor.contiguous())) for tensor in pair)
-    return first, second
 
 
 def _shuffles(graphs: int, nodes: int, generator: torch.Generator | None = None) -> Tensor:

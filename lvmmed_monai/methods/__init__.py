@@ -14,6 +14,15 @@ __all__ = ["METHODS", "build_method"]
 # Dotted places, imported when a method is built.
 METHODS: dict[str, str] = {
     "lvm_med": "lvmmed_monai.methods.lvm_med:LVMMed",
+    "simclr": "lvmmed_monai.methods.simclr:SimCLR",
+    "moco": "lvmmed_monai.methods.moco:MoCo",
+    "byol": "lvmmed_monai.methods.byol:BYOL",
+    "barlow_twins": "lvmmed_monai.methods.barlow_twins:BarlowTwins",
+    "vicreg": "lvmmed_monai.methods.vicreg:VICReg",
+    "vicregl": "lvmmed_monai.methods.vicregl:VICRegL",
+    "dino": "lvmmed_monai.methods.dino:DINO",
+    "swav": "lvmmed_monai.methods.swav:SwAV",
+    "mae": "lvmmed_monai.methods.mae:MAE",
     "voco": "lvmmed_monai.methods.voco:VoCo",
     "voco_omni": "lvmmed_monai.methods.voco_omni:VoCoOmni",
     "mae3d": "lvmmed_monai.methods.mae3d:MAE3D",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.losses.graph_matching import GraphMatchingLoss
 from lvmmed_monai.methods._picture_method import PictureMethod
+from lvmmed_monai.methods._projection import mlp
 from lvmmed_monai.networks import Encoder
 from lvmmed_monai.transforms.views_2d import location_grids
 
@@ -149,6 +150,4 @@ def make_projector(kind: str, channels: int, features: int) -> nn.Module:
         return nn.Identity()
     if kind == "linear":
         return nn.Linear(channels, features)
-    # No bias before a normalisation, which would take it away again.
-    hidden = nn.Linear(channels, 256, bias=False)
-    return nn.Sequential(hidden, nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Linear(256, features))
+    return mlp(channels, (256, features))
