@@ -29,6 +29,7 @@ __all__ = [
     "SiameseMethod",
     "above_zero",
     "embedding_numbers",
+    "share",
 ]
 
 
@@ -179,9 +180,7 @@ class MomentumMethod(SiameseMethod):
 
     def __init__(self, *, momentum: float = 0.99, **common: Any) -> None:
         super().__init__(**common)
-        if not 0 <= momentum <= 1:
-            raise UserError(f"momentum must lie between 0 and 1, got {momentum}; {self.name}; correct it")
-        self.momentum = momentum
+        self.momentum = share(momentum, "momentum", self.name)
         # Parts of the batch of the present step; empty between steps, so that it is no part of a run's state.
         self._kept: list[Tensor] = []
 
@@ -210,6 +209,17 @@ def above_zero(value: float, name: str, method: str) -> float:
     """
     if value <= 0:
         raise UserError(f"{name} must be above 0, got {value}; {method}; correct it")
+    return value
+
+
+def share(value: float, name: str, method: str) -> float:
+    """An option from 0 to 1.
+
+    Raises:
+        UserError: it lies outside.
+    """
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must lie between 0 and 1, got {value}; {method}; correct it")
     return value
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lvmmed_monai.methods._projection import Prototypes, checked_widths
-from lvmmed_monai.methods._siamese import MomentumMethod, MomentumNetwork, above_zero, embedding_numbers
+from lvmmed_monai.methods._siamese import MomentumMethod, MomentumNetwork, above_zero, embedding_numbers, share
 from lvmmed_monai.networks import Encoder
 
 __all__ = ["DINO", "DINONetwork", "dino_loss"]
@@ -119,7 +119,7 @@ class DINO(MomentumMethod):
         self.prototypes = checked_widths([prototypes], "prototypes", self.name)[0]
         self.student_temperature = above_zero(student_temperature, "student_temperature", self.name)
         self.teacher_temperature = above_zero(teacher_temperature, "teacher_temperature", self.name)
-        self.centre_momentum = centre_momentum
+        self.centre_momentum = share(centre_momentum, "centre_momentum", self.name)
 
     def build(self, encoder: Encoder) -> DINONetwork:
         """Student, teacher and centre."""

@@ -28,12 +28,12 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         (..., M, K) at least float32; each row sums to 1.
     """
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    # A common factor leaves with the first sums; without it nothing overflows.
-    codes = ((scores - scores.amax(dim=(-1, -2), keepdim=True)) / epsilon).exp()
+    # In logarithms: the share of a prototype far from all samples would else be 0, and could not be made larger.
+    codes = scores / epsilon
     for _ in range(iterations):
-        codes = codes / codes.sum(dim=-2, keepdim=True)
-        codes = codes / codes.sum(dim=-1, keepdim=True)
-    return codes
+        codes = codes - codes.logsumexp(dim=-2, keepdim=True)
+        codes = codes - codes.logsumexp(dim=-1, keepdim=True)
+    return codes.exp()
 
 
 def swav_loss(scores: Tensor, temperature: float, epsilon: float, iterations: int) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lvmmed_monai.methods._siamese import JointMethod, above_zero
+from lvmmed_monai.errors import UserError
+from lvmmed_monai.methods._siamese import JointMethod
 
 __all__ = ["VICReg", "WeightedVICReg", "vicreg_terms"]
 
@@ -48,9 +49,9 @@ class WeightedVICReg:
     """
 
     def __init__(self, weights: Sequence[float], method: str) -> None:
+        if len(weights) != 3 or min(weights) <= 0:
+            raise UserError(f"weights must be three numbers above 0, got {weights!r}; {method}; correct them")
         self.weights = dict(zip(("invariance", "variance", "covariance"), weights, strict=True))
-        for weight in weights:
-            above_zero(weight, "weights", method)
 
     def __call__(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """ "loss" and its terms of two (..., M, F)."""

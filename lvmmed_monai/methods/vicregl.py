@@ -165,6 +165,10 @@ class VICRegL(SiameseMethod):
         level = self.map_level
         if level is None:
             level = local_level(encoder.strides, self._view_settings.size)
+        if not -len(encoder.strides) <= level < len(encoder.strides):
+            raise UserError(
+                f"map_level must be one of the encoder's {len(encoder.strides)} maps, got {level}; vicregl; correct it"
+            )
         return VICRegLNetwork(
             encoder,
             self.make_projector(encoder),

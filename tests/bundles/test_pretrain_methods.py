@@ -1,4 +1,4 @@
-"""Every 3D method runs in the bundle `voco_pretrain` with nothing but its name changed."""
+"""Every method runs in its bundle, `voco_pretrain` or `lvmmed_pretrain`, with nothing but its name changed."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ from lvmmed_monai.results import read_results
 
 NAME = "voco_pretrain"
 METHODS = ("voco", "mae3d", "simclr3d", "none")
+PICTURE_METHODS = ("lvm_med", "simclr", "moco", "byol", "barlow_twins", "vicreg", "vicregl", "dino", "swav", "mae")
 
 
 def run(bundle: Path, *configs: str, **overrides: Any) -> None:
-    settings = {**small(NAME, configs[-1]), "device": "$torch.device('cpu')", "amp": False, **overrides}
+    settings = {**small(bundle.name, configs[-1]), "device": "$torch.device('cpu')", "amp": False, **overrides}
     files = [str(bundle / "configs" / f"{config}.json") for config in configs]
     run_bundle(config_file=files, bundle_root=str(bundle), **settings)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_trains_and_evaluates(method: str, datalist: Path, tmp_path: Path) -> None:
-    bundle = copy_bundle(NAME, tmp_path / "bundles")
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((NAME, method) for method in METHODS), *(("lvmmed_pretrain", method) for method in PICTURE_METHODS)],
+)
+def test_trains_and_evaluates(name: str, method: str, datalist: Path, tmp_path: Path) -> None:
+    bundle = copy_bundle(name, tmp_path / "bundles")
     run(bundle, "train", datalist=str(datalist), method=method)
     assert read_encoder_file(bundle / "models" / "encoder.pt")["provenance"]["method"] == method
     assert (bundle / "models" / "model.pt").is_file()
     run(bundle, "train", "evaluate", datalist=str(datalist), method=method)
     metrics = read_results(bundle / "output" / "evaluate" / "results.json")["metrics"]
-    untrained = {name for name in metrics if name.endswith("_untrained")}
-    assert {name + "_untrained" for name in metrics if name + "_untrained" in untrained} == untrained != set()
+    untrained = {key for key in metrics if key.endswith("_untrained")}
+    assert {key + "_untrained" for key in metrics if key + "_untrained" in untrained} == untrained != set()
     if method == "none":
         assert metrics["effective_rank"]["value"] == metrics["effective_rank_untrained"]["value"]
 
