@@ -281,6 +281,7 @@ def gathered_gradients(name: str, rows: slice) -> dict[str, torch.Tensor]:
     encoder.channels, encoder.strides = (8,), (8,)
     method.projector = (8,)
     method.local_projector = (8,)
+    method.predictor = ()
     method.gather = True
     network = method.build(encoder)
     wrapped = nn.parallel.DistributedDataParallel(network) if dist.is_initialized() else network
@@ -309,10 +310,13 @@ def test_two_processes_that_gather_equal_one(tmp_path: Path) -> None:
     for name in GATHERED:
         expected = gathered_gradients(name, slice(None))
         assert equal(found[0][name], found[1][name])
-        queue = expected.pop("queue", None)
+        queue, start = expected.pop("queue", None), expected.pop("queue_start", None)
+        # Biases that a normalisation takes away have gradients of rounding errors only.
+        largest = max(float(value.abs().max()) for value in expected.values())
         for key, value in expected.items():
-            torch.testing.assert_close(found[0][name][key], value, rtol=1e-4, atol=1e-6, msg=f"{name} {key}")
+            assert float((found[0][name][key] - value).abs().max()) < 1e-4 * largest, (name, key)
         if queue is not None:
+            assert start == found[0][name]["queue_start"] == 16
             # The same keys, in the order of the processes.
             order = torch.cat([torch.arange(4) + start for start in (0, 8, 4, 12)])
             torch.testing.assert_close(found[0][name]["queue"][:16], queue[:16][order])
