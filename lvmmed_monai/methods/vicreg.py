@@ -41,23 +41,23 @@ class WeightedVICReg:
     """Equation 6 of the paper.
 
     Args:
-        weights: of invariance, variance and covariance.
+        coefficients: of invariance, variance and covariance.
         method: whose option it is.
 
     Raises:
-        UserError: not three weights above 0.
+        UserError: not three numbers above 0.
     """
 
-    def __init__(self, weights: Sequence[float], method: str) -> None:
-        if len(weights) != 3 or min(weights) <= 0:
-            raise UserError(f"weights must be three numbers above 0, got {weights!r}; {method}; correct them")
-        self.weights = dict(zip(("invariance", "variance", "covariance"), weights, strict=True))
+    def __init__(self, coefficients: Sequence[float], method: str) -> None:
+        if len(coefficients) != 3 or min(coefficients) <= 0:
+            raise UserError(f"coefficients must be three numbers above 0, got {coefficients!r}; {method}; correct them")
+        self.coefficients = dict(zip(("invariance", "variance", "covariance"), coefficients, strict=True))
 
     def __call__(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """ "loss" and its terms of two (..., M, F)."""
         terms = vicreg_terms(z1, z2)
         total = z1.new_zeros(())
-        for name, weight in self.weights.items():
+        for name, weight in self.coefficients.items():
             total = total + weight * terms[name]
         return {"loss": total, **terms}
 
@@ -66,7 +66,7 @@ class VICReg(JointMethod):
     """The method.
 
     Args:
-        weights: of invariance, variance and covariance: lambda, mu and nu of the paper.
+        coefficients: of invariance, variance and covariance: lambda, mu and nu of the paper.
         projector: widths of the projector's layers; the paper's are (8192, 8192, 8192).
         **common: of `JointMethod`.
 
@@ -79,13 +79,13 @@ class VICReg(JointMethod):
     def __init__(
         self,
         *,
-        weights: Sequence[float] = (25.0, 25.0, 1.0),
+        coefficients: Sequence[float] = (25.0, 25.0, 1.0),
         projector: Sequence[int] = (512, 512, 512),
         **common: Any,
     ) -> None:
         super().__init__(projector=projector, **common)
-        self._loss = WeightedVICReg(weights, self.name)
-        self.weights = tuple(weights)
+        self._loss = WeightedVICReg(coefficients, self.name)
+        self.coefficients = tuple(coefficients)
 
     def loss(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
         """The weighted sum of the terms, and the terms."""

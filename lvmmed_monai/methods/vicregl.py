@@ -120,7 +120,7 @@ class VICRegL(SiameseMethod):
     """The method, on the two large views.
 
     Args:
-        weights: of invariance, variance and covariance.
+        coefficients: of invariance, variance and covariance.
         alpha: share of the global term, 0 to 1.
         matches: positions of a picture that are compared; gamma of the paper.
         map_level: which of the encoder's feature maps the positions are of, -1 the coarsest; None for the coarsest of
@@ -140,7 +140,7 @@ class VICRegL(SiameseMethod):
     def __init__(
         self,
         *,
-        weights: Sequence[float] = (25.0, 25.0, 1.0),
+        coefficients: Sequence[float] = (25.0, 25.0, 1.0),
         alpha: float = 0.75,
         matches: int = 20,
         map_level: int | None = None,
@@ -150,13 +150,13 @@ class VICRegL(SiameseMethod):
         **common: Any,
     ) -> None:
         super().__init__(projector=projector, **common)
-        self._criterion = WeightedVICReg(weights, self.name)
+        self._criterion = WeightedVICReg(coefficients, self.name)
         if not 0 < alpha < 1 or matches < 1:
             raise UserError(
                 f"alpha must lie between 0 and 1 and matches be at least 1, got {alpha} and {matches}; vicregl; "
                 "correct them"
             )
-        self.weights, self.alpha, self.matches, self.map_level = tuple(weights), alpha, matches, map_level
+        self.coefficients, self.alpha, self.matches, self.map_level = tuple(coefficients), alpha, matches, map_level
         self.local_projector = checked_widths(local_projector, "local_projector", self.name)
         self.gather = true_or_false(gather, "gather")
 
