@@ -3,6 +3,9 @@
 The network's forward and backward pass run once on fake tensors, which have shapes and storages but no memory; every
 storage that lives at the same time is counted. What libraries take beside (cuDNN's workspace, the allocator's gaps,
 the loss) is not in it: the estimate is a lower bound.
+
+A module that looks at values, as a loss with a solver in it, may have ``stand_in(...)``: called with the same arguments
+in its place, it gives a scalar with the same gradients' shapes and makes the largest tensors that the module makes.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from __future__ import annotations
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lvmmed_monai.errors import UserError
 
-__all__ = ["StepMemory", "announce_memory", "check_memory", "step_memory"]
+__all__ = ["StepMemory", "announce_memory", "check_memory", "optimizer_bytes", "step_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +100,7 @@ class _Probe:
             state: dict[str, Tensor] = {name: make(value) for name, value in self._tensors().items()}
             args, kwargs = tree_map_only(Tensor, make, (args, kwargs))
             live = _LiveBytes(list(state.values()))
-            with live:
+            with live, _stand_ins(self._network):
                 # Tying exchanges a module that stands in two places twice, and leaves fake weights behind.
                 found = torch.func.functional_call(self._network, state, args, kwargs, tie_weights=False)
                 outputs = [one for one in tree_flatten(found)[0] if isinstance(one, Tensor) and one.requires_grad]
@@ -108,7 +112,20 @@ class _Probe:
         return {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
 
 
-def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+@contextmanager
+def _stand_ins(network: nn.Module) -> Iterator[None]:
+    """Within, modules that cannot be followed without values are represented by what they have for that."""
+    modules: list[Any] = [module for module in network.modules() if hasattr(module, "stand_in")]
+    for module in modules:
+        module.forward = module.stand_in
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of its state after a step: what a copy of it keeps for one small weight, for all weights."""
     weight = nn.Parameter(torch.zeros(8))
     known = inspect.signature(type(optimizer)).parameters
@@ -149,11 +166,13 @@ def step_memory(
     except _Measured:
         tensors = probe._tensors().values()
         weights = sum(one.numel() * one.element_size() for one in tensors)
-        return StepMemory(weights, _optimizer_bytes(optimizer), probe.peak)
+        return StepMemory(weights, optimizer_bytes(optimizer), probe.peak)
     raise RuntimeError("the step does not call the network")
 
 
-def check_memory(estimate: StepMemory, free: int | None, total: int | None, *, in_use: int = 0) -> None:
+def check_memory(
+    estimate: StepMemory, free: int | None, total: int | None, *, in_use: int = 0, quiet: bool = False
+) -> None:
     """Log an estimate, and say so where it does not fit.
 
     Args:
@@ -161,12 +180,14 @@ def check_memory(estimate: StepMemory, free: int | None, total: int | None, *, i
         free: bytes that the device has left; None where that is not known.
         total: bytes that it has in all.
         in_use: bytes of the estimate that are allocated already (the weights).
+        quiet: log no estimate; another process has.
 
     Raises:
         UserError: more than the device has at all.
     """
     gib = 2**30
-    logger.info(
+    logger.log(
+        logging.DEBUG if quiet else logging.INFO,
         "a step needs at least %.2f GiB: %.2f for weights, %.2f for the optimiser, %.2f for gradients and activations",
         *(size / gib for size in (estimate.total, estimate.weights, estimate.optimizer, estimate.step)),
     )
@@ -199,23 +220,29 @@ def device_memory(device: torch.device) -> tuple[int | None, int | None]:
 
 def announce_memory(
     step: Callable[..., Any],
-    part: Mapping[str, Any],
+    batch: Mapping[str, Any],
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
     autocast: torch.dtype | None = None,
+    quiet: bool = False,
 ) -> None:
     """`step_memory` and `check_memory` before a training; where a network cannot be followed, a line that says so.
+
+    Args:
+        step, batch, network, optimizer, autocast: of `step_memory`.
+        quiet: log only what does not fit.
 
     Raises:
         UserError: a step needs more than the device has at all.
     """
     try:
-        estimate = step_memory(step, part, network, optimizer, autocast=autocast)
+        estimate = step_memory(step, batch, network, optimizer, autocast=autocast)
     except Exception as error:
         # Anything may go wrong in a foreign network without values, and none of it stops a training with values.
         reason = " ".join(str(error).split())[:120]
-        logger.info("no estimate of the memory: the step cannot be followed without data (%s)", reason)
+        level = logging.DEBUG if quiet else logging.INFO
+        logger.log(level, "no estimate of the memory: the step cannot be followed without data (%s)", reason)
         return
     free, total = device_memory(next(network.parameters()).device)
-    check_memory(estimate, free, total, in_use=estimate.weights)
+    check_memory(estimate, free, total, in_use=estimate.weights, quiet=quiet)

@@ -22,16 +22,20 @@ from torch.utils.data import Dataset
 from lvmmed_monai.data import summarise
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.engines.alarms import note_alarms
+from lvmmed_monai.engines.disk import announce_disk
 from lvmmed_monai.engines.memory import announce_memory
 from lvmmed_monai.engines.outputs import provenance, write_exports, write_feature_model
+from lvmmed_monai.engines.preparation import compile_encoder, distribute, statistics_of_own_batch
+from lvmmed_monai.engines.schedule import described
 from lvmmed_monai.engines.steps import (
     autocast_dtype,
     check_parts,
+    clip_gradients,
     gradients_exchanged,
     mean_numbers,
-    memory_error_as_user_error,
     plain_options,
     split_batch,
+    step_errors_as_user_errors,
     step_seed,
     structure_hash,
     to_device,
@@ -101,13 +105,16 @@ class Pretrainer(Trainer):
         max_hours: this start ends after the step in which so many hours are over, in all processes after the same
             step: outputs of the run so far are written, and the same command continues it. None trains to the end.
         amp: mixed precision on a GPU (bfloat16 where it has it, else float16); no effect on a CPU.
-        clip_norm: largest norm of the gradient; None does not clip.
+        clip_norm: largest norm of the gradient; None does not clip. The norm before clipping is logged either way.
+        compile: true, or a backend of `torch.compile`, compiles the encoder: see `preparation.compile_encoder`. Nobody
+            has run "inductor" on a GPU with this package; "eager", "aot_eager" and "inductor" on a CPU are tried.
+        sync_batch_norm: batch statistics of all processes; needs GPUs. Nobody has run it on two of them.
         seed: seed of everything that is random in a step.
         handlers: objects with ``attach(engine)``.
         held_out: dataset of the method's monitors; None does not monitor.
         monitor_interval: steps between monitors; by default only before the first and after the last.
         network: ``method.network()`` as wrapped by the caller; by default the engine wraps it.
-        output_dir: made and checked before the first step.
+        output_dir: made and checked before the first step; where the checkpoint goes.
         encoder_path: where the encoder file goes; None writes none.
         model_path: where the bare weights of the `FeatureExtractor` go; None writes none.
         datalists: datalists trained on, for the encoder file's provenance.
@@ -115,7 +122,7 @@ class Pretrainer(Trainer):
     Raises:
         UserError: a loader without `StepBatchSampler`, a batch size that does not fit, an output folder
             that cannot be written; while running: a loss that is not finite, too little memory (where the estimate
-            shows it, before the first step).
+            shows it, before the first step), too little space.
     """
 
     def __init__(
@@ -132,6 +139,8 @@ class Pretrainer(Trainer):
         max_hours: float | None = None,
         amp: bool = False,
         clip_norm: float | None = None,
+        compile: bool | str = False,
+        sync_batch_norm: bool = False,
         seed: int = 0,
         handlers: Sequence[Any] = (),
         held_out: Dataset | None = None,
@@ -144,8 +153,7 @@ class Pretrainer(Trainer):
     ) -> None:
         device = torch.device(device)
         amp = true_or_false(amp, "amp")
-        if output_dir is not None:
-            output_folder(output_dir)
+        self.folder = None if output_dir is None else output_folder(output_dir)
         # MONAI's own `amp` is CUDA float16 with a fresh scaler at each run(); ours survives a resume.
         super().__init__(device, max_epochs, train_data_loader, epoch_length=epoch_length, decollate=False)
         # ignite logs an error before it re-raises it, and the command reports it once.
@@ -158,6 +166,7 @@ class Pretrainer(Trainer):
         self.total_steps = max_epochs * epoch_length
         self.sampler = self._share_sampler(train_data_loader)
         check_parts(self.sampler.batch_size, accumulate)
+        self._compile, self._sync_batch_norm = compile, true_or_false(sync_batch_norm, "sync_batch_norm")
         self.network = self._wrap(method.network().to(device) if network is None else network)
         self.autocast_dtype = autocast_dtype(amp, device)
         self.grad_scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_dtype == torch.float16)
@@ -197,11 +206,9 @@ class Pretrainer(Trainer):
         return sampler
 
     def _wrap(self, network: nn.Module) -> nn.Module:
-        alone = self.sampler.world_size == 1 or isinstance(network, DistributedDataParallel)
-        if alone:
+        if self.sampler.world_size == 1 or isinstance(network, DistributedDataParallel):
             return network
-        devices = [self.state.device] if self.state.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices)
+        return distribute(network, self.state.device, sync_batch_norm=self._sync_batch_norm)
 
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a stored state to be continued, as plain values."""
@@ -216,7 +223,9 @@ class Pretrainer(Trainer):
             "input": json.dumps(self.method.input_spec(), sort_keys=True, default=str),
             "network": structure_hash(self.inner_network.state_dict()),
             "optimizer": [type(self.optimizer).__name__, [str(sorted(group.items())) for group in groups]],
+            "schedule": described(self.lr_scheduler),
             "clip_norm": self.clip_norm,
+            "sync_batch_norm": self._sync_batch_norm,
             "amp": self.amp_requested,
             "seed": self.seed,
             "total steps": self.total_steps,
@@ -242,16 +251,24 @@ class Pretrainer(Trainer):
     def _begin(self) -> None:
         self.sampler.start_step = self.state.iteration
         self.time_limit.start()
-        if self.is_writer and self.state.iteration < self.total_steps:
-            self._announce_memory()
+        if self.state.iteration < self.total_steps:
+            self._announce()
+        # After the estimate, which follows the bare network.
+        compile_encoder(self.method.encoder(), self._compile)
         if self.state.iteration == 0:
             self._monitor()
 
-    def _announce_memory(self) -> None:
+    def _announce(self) -> None:
+        """What a run needs. In every process: a network may exchange tensors with those of the others."""
         loader: Any = self.data_loader
         sample = loader.dataset[next(iter(self.sampler))[0]]
         part = to_device(loader.collate_fn([sample] * (self.sampler.batch_size // self.accumulate)), self.state.device)
-        announce_memory(self.method.step, part, self.inner_network, self.optimizer, autocast=self.autocast_dtype)
+        network, amp = self.inner_network, self.autocast_dtype
+        with statistics_of_own_batch(network):
+            announce_memory(self.method.step, part, network, self.optimizer, autocast=amp, quiet=not self.is_writer)
+        if self.is_writer:
+            outputs = (self.encoder_path, self.model_path)
+            announce_disk(network, self.optimizer, self.folder, self.method.encoder(), outputs)
 
     def _start_waiting(self) -> None:
         self._mark = time.perf_counter()
@@ -267,14 +284,14 @@ class Pretrainer(Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         parts = split_batch(batchdata, self.accumulate)
         outputs = []
-        with memory_error_as_user_error(self.sampler.batch_size):
+        with step_errors_as_user_errors(self.sampler.batch_size):
             for number, part in enumerate(parts, start=1):
                 with gradients_exchanged(self.network, number == len(parts)):
                     outputs.append(self._backward(to_device(part, self.state.device), step))
             rate = self.optimizer.param_groups[0]["lr"]
-            self._update()
+            norm = self._update()
         self.method.after_step(self.inner_network)
-        return {**mean_numbers(outputs), "learning_rate": rate}
+        return {**mean_numbers(outputs), "learning_rate": rate, "gradient_norm": float(norm)}
 
     def _backward(self, part: dict[str, Any], step: int) -> dict[str, Any]:
         """The gradient of one part of the batch, added to that of the parts before."""
@@ -290,14 +307,15 @@ class Pretrainer(Trainer):
         self.grad_scaler.scale(loss / self.accumulate).backward()
         return output
 
-    def _update(self) -> None:
-        if self.clip_norm is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.inner_network.parameters(), self.clip_norm)
+    def _update(self) -> torch.Tensor:
+        """One step of the optimiser; gives the norm of the gradient before clipping."""
+        self.grad_scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.inner_network, self.clip_norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
+        return norm
 
     def _record(self) -> None:
         now = time.perf_counter()
@@ -316,7 +334,8 @@ class Pretrainer(Trainer):
         if self.held_out is None or not self.is_writer:
             return
         start = time.perf_counter()
-        values = {name: float(value) for name, value in self.method.monitors(self.held_out).items()}
+        with statistics_of_own_batch(self.inner_network):
+            values = {name: float(value) for name, value in self.method.monitors(self.held_out).items()}
         self.history["seconds"]["monitors"] += time.perf_counter() - start
         self.history["monitors"].append([self.state.iteration, values])
         self.state.metrics.update(values)

@@ -18,11 +18,12 @@ from lvmmed_monai.files import sha256_json
 __all__ = [
     "autocast_dtype",
     "check_parts",
+    "clip_gradients",
     "gradients_exchanged",
     "mean_numbers",
-    "memory_error_as_user_error",
     "plain_options",
     "split_batch",
+    "step_errors_as_user_errors",
     "step_seed",
     "structure_hash",
     "to_device",
@@ -99,12 +100,26 @@ def autocast_dtype(amp: bool, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def clip_gradients(network: nn.Module, largest: float | None) -> torch.Tensor:
+    """The norm of all gradients together; larger ones are scaled down to ``largest``, unless it is None."""
+    weights = [weight for weight in network.parameters() if weight.grad is not None]
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(weights, largest, norm)
+    return norm
+
+
 @contextmanager
-def memory_error_as_user_error(batch_size: int) -> Iterator[None]:
-    """Turn running out of memory, on the GPU or the CPU, into a `UserError` that names the batch size."""
+def step_errors_as_user_errors(batch_size: int) -> Iterator[None]:
+    """Turn what a user can mend into a `UserError`: running out of memory (GPU or CPU), and a failed compilation."""
     try:
         yield
     except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(
+                f"the encoder cannot be compiled ({' '.join(str(error).split())[:160]}); compile; "
+                "set it to false, or to 'aot_eager', which needs no compiler"
+            ) from error
         full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not full:
             raise

@@ -11,7 +11,7 @@ from lvmmed_monai.graph_matching.affinity import (
 from lvmmed_monai.graph_matching.build import MessagePassing, knn_graph, patch_pairs
 from lvmmed_monai.graph_matching.imle import match
 from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
-from lvmmed_monai.graph_matching.solver import BACKENDS, MODES, solve
+from lvmmed_monai.graph_matching.solver import BACKENDS, MODES, solve, solver_seconds
 
 __all__ = [
     "BACKENDS",
@@ -28,4 +28,5 @@ __all__ = [
     "patch_pairs",
     "softplus_affinity",
     "solve",
+    "solver_seconds",
 ]

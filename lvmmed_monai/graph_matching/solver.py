@@ -11,12 +11,13 @@ scale of the affinities: neither changes a result. All arithmetic is in float64.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import pairwise
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
@@ -25,13 +26,34 @@ from torch import Tensor
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
 
-__all__ = ["BACKENDS", "MODES", "check_names", "on_tensors", "solve", "solve_arrays", "solve_tables", "solve_tensors"]
+__all__ = [
+    "BACKENDS",
+    "MODES",
+    "check_names",
+    "on_tensors",
+    "solve",
+    "solve_arrays",
+    "solve_tables",
+    "solve_tensors",
+    "solver_seconds",
+]
 
 #: Number of starts of each mode; 0 is the linear assignment of the vertex affinities, without edges.
 MODES: dict[str, int] = {"linear": 0, "fast": 1, "default": 8, "thorough": 64}
 BACKENDS = ("auto", "numba", "torch", "scipy")
 # Below this many nodes per thread, starting the thread costs more than the work.
 _NODES_PER_THREAD = 256
+_SPENT = {"seconds": 0.0}
+
+_P = ParamSpec("_P")
+
+
+def solver_seconds() -> float:
+    """Wall-clock seconds that this process has spent in solvers so far, forward and backward, copies included.
+
+    On a GPU the host's time: what a solver only queues there is not waited for, and not in it.
+    """
+    return _SPENT["seconds"]
 
 
 def solve(
@@ -70,11 +92,24 @@ def solve(
     return solve_tables(*parts, mode=mode, backend=backend, seed=seed, patience=patience)
 
 
+def _timed(solver: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
+    @wraps(solver)
+    def timed(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        start = time.perf_counter()
+        try:
+            return solver(*args, **kwargs)
+        finally:
+            _SPENT["seconds"] += time.perf_counter() - start
+
+    return timed
+
+
 def on_tensors(vertex: Tensor, backend: str) -> bool:
     """Whether the torch backend solves problems with these vertex affinities."""
     return backend == "torch" or (backend == "auto" and vertex.is_cuda)
 
 
+@_timed
 def solve_tables(
     vertex: Tensor,
     source_edges: Tensor,

@@ -6,11 +6,13 @@ from lvmmed_monai.handlers.checkpoint import BestModelSaver, ResumableCheckpoint
 from lvmmed_monai.handlers.previews import PreviewWriter
 from lvmmed_monai.handlers.progress import ProgressReporter
 from lvmmed_monai.handlers.results import ResultsWriter
+from lvmmed_monai.handlers.tracking import ExperimentTracker
 from lvmmed_monai.handlers.training_state import TrainingState
 from lvmmed_monai.handlers.weights import ModelLoader
 
 __all__ = [
     "BestModelSaver",
+    "ExperimentTracker",
     "ModelLoader",
     "PreviewWriter",
     "ProgressReporter",

@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import distributed as dist
 
 __all__ = ["ProgressReporter"]
 
@@ -39,8 +40,12 @@ def _batch_size(batch: Any) -> int:
     return 1
 
 
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 class ProgressReporter:
-    """Shows step, epoch, loss and images a second of an engine.
+    """Shows step, epoch, loss, images a second of all processes, and the time left of an engine.
 
     Args:
         every_s: seconds between two lines where there is no terminal.
@@ -100,7 +105,7 @@ class ProgressReporter:
     def _step(self, engine: Any) -> None:
         if not self._started:
             return
-        self._images += _batch_size(engine.state.batch)
+        self._images += _batch_size(engine.state.batch) * _processes()
         done, total, now = engine.state.iteration, self._total(engine), time.monotonic()
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=done, text=self._text(engine))

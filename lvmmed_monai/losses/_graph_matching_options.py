@@ -47,8 +47,11 @@ class GraphMatchingOptions:
             its views show (`graph_matching.patch_pairs`). They use the feature maps and weigh as much as the others.
         mode: of the solver; "linear" matches by the nodes alone.
         patch_mode: the same for graphs of patches.
-        gather: "local" makes graphs of a process's own images; "global" of the images of all processes, which then
-            all compute the same loss; gradients go back to the process that an image belongs to.
+        gather: "local" makes graphs of a process's own images: graphs, `standardise`, noise and groups are then its
+            own, and several processes learn something else than one with their images together. "global" makes them
+            of the images of all processes, which then all compute the same loss with the numbers of the first;
+            gradients go back to the process that an image belongs to, and the result is that of one process.
+            What the encoder does by process stays so: batch statistics (but see ``sync_batch_norm``), dropout.
     """
 
     nodes_per_graph: int | None = 16

@@ -30,7 +30,7 @@ from lvmmed_monai.graph_matching import (
     solve,
 )
 from lvmmed_monai.losses._graph_matching_options import PRESETS, GraphMatchingOptions, options_of
-from lvmmed_monai.losses.gathering import gathered
+from lvmmed_monai.losses.gathering import gathered, processes
 
 __all__ = ["PRESETS", "GraphMatchingLoss", "GraphMatchingOptions", "matching_accuracy"]
 
@@ -84,8 +84,8 @@ class GraphMatchingLoss(nn.Module):
             of patches where there are patch graphs); "training_accuracy": 1 - loss, of the perturbed matching: with
             a margin it stays near 0 while learning goes well; "matching_accuracy_in_training": the fraction of
             images matched rightly without noise and margin, and "objective_ratio": what that matching reaches, over
-            what the true one does; "skipped": share of second solves that need no solving; "graphs": number of
-            graphs of images.
+            what the true one does; "skipped": share of second solves that need no solving; "graphs", "nodes":
+            number of graphs of images, and of nodes in each.
 
         Raises:
             UserError: M does not fit, or maps are missing.
@@ -97,7 +97,7 @@ class GraphMatchingLoss(nn.Module):
                 "pass maps and grids, or set alpha to 1 and patch_graphs to 0"
             )
         if self.options.gather == "global":
-            with _same_random_numbers():
+            with _same_random_numbers(z1.device):
                 maps, grids = ((gathered(one[0]), gathered(one[1])) if one else None for one in (maps, grids))
                 return self._loss(gathered(z1), gathered(z2), maps, grids)
         return self._loss(z1, z2, maps, grids)
@@ -122,7 +122,34 @@ class GraphMatchingLoss(nn.Module):
             **_measures_without_noise(problem, graphs.gold, options.mode),
             "skipped": skipped,
             "graphs": len(graphs.source),
+            "nodes": graphs.source.shape[1],
         }
+
+    def stand_in(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        maps: tuple[Tensor, Tensor] | None = None,
+        grids: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """`forward` for an estimate of the memory (`engines.memory`): no values are looked at, nothing is exchanged.
+
+        Returns:
+            "loss": a scalar that every input has a gradient of; "tables": what a solver and the local term hold.
+        """
+        options, together = self.options, len(z1) * (processes() if self.options.gather == "global" else 1)
+        graphs = options.regroup * max(1, together // (options.nodes_per_graph or together))
+        nodes = (options.nodes_per_graph or together) * (1 + options.both_views)
+        edges = 0 if options.mode == "linear" else nodes * options.neighbours
+        own = options.samples if options.noise_scale_edge else 1
+        # Compiled solvers work on the CPU, but in the process's memory all the same where the device is that.
+        dtype = z1.dtype if z1.is_cuda else torch.float64
+        shapes = [(graphs * options.samples, nodes, nodes), (graphs * own, edges, edges)]
+        tables = [torch.zeros(shape, dtype=dtype, device=z1.device) for shape in shapes]
+        if maps is not None and options.alpha < 1.0:
+            places = nodes * maps[0].shape[2] * maps[0].shape[3]
+            tables.append(torch.zeros(places, places, device=z1.device))
+        return {"loss": sum(tensor.float().mean() for tensor in (z1, z2, *(maps or ()))), "tables": tables}
 
     def _cuts(self, images: int, count: int) -> Tensor:
         """(G, N) image numbers of every graph of ``count`` cuts of a batch."""
@@ -268,14 +295,13 @@ def _measures_without_noise(problem: GraphMatchingProblem, gold: Tensor, mode: s
 
 
 @contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Within, all processes draw the same numbers; afterwards each goes on with its own."""
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Within, all processes draw the same numbers on the CPU and the device; afterwards each goes on with its own."""
     seed = torch.randint(2**62, (1,))
-    if distributed.is_available() and distributed.is_initialized():
-        device = torch.device("cuda") if distributed.get_backend() == "nccl" else seed.device
-        seed = seed.to(device)
+    if processes() > 1:
+        seed = seed.to(device if distributed.get_backend() == "nccl" else seed.device)
         distributed.broadcast(seed, 0)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(seed))
         yield
 

@@ -19,10 +19,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from lvmmed_monai.errors import UserError
+from lvmmed_monai.losses.gathering import gathered, processes
 
 __all__ = [
     "MODES",
@@ -263,7 +263,7 @@ def voco_loss(
 
 
 def _processes(gather: bool) -> int:
-    return dist.get_world_size() if gather and dist.is_available() and dist.is_initialized() else 1
+    return processes() if gather else 1
 
 
 def _next_volume(tensor: Tensor, gather: bool) -> Tensor:
@@ -271,7 +271,7 @@ def _next_volume(tensor: Tensor, gather: bool) -> Tensor:
     if _processes(gather) == 1:
         return tensor.roll(-1, 0)
     # Collectives take no bool.
-    everywhere = torch.cat(all_gather(tensor.contiguous() if tensor.is_floating_point() else tensor.to(torch.uint8)))
+    everywhere = gathered(tensor if tensor.is_floating_point() else tensor.to(torch.uint8))
     following = torch.arange(1, len(tensor) + 1, device=tensor.device) + dist.get_rank() * len(tensor)
     return everywhere[following % len(everywhere)].to(tensor.dtype)
 

@@ -13,6 +13,7 @@ __all__ = ["RecentCurves"]
 # A verdict needs this many points of a curve, and looks back over a quarter of the run, but not further than this.
 _LEAST_POINTS = 25
 _LONGEST_STEPS = 5000
+_FIRST_POINTS = 5
 
 
 class RecentCurves:
@@ -64,3 +65,8 @@ class RecentCurves:
         """The first value of the whole run; NaN without any."""
         points = self._curves.get(name, [])
         return float("nan") if not points or points[0][1] is None else float(points[0][1])
+
+    def beginning(self, name: str) -> float:
+        """Median of the first points of the whole run; NaN without any."""
+        points = [value for _, value in self._curves.get(name, [])[:_FIRST_POINTS] if value is not None]
+        return float(np.median(points)) if points else float("nan")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lvmmed_monai.methods._pictures import ViewPairs
 from lvmmed_monai.transforms.views_2d import ViewParameters, apply_view
 
-__all__ = ["batch_features", "batch_statistics", "pooled_features", "whole_view"]
+__all__ = ["batch_features", "batch_statistics", "embedding_spread", "pooled_features", "whole_view"]
 
 _ORDER_SEED = 5
 _BATCH = 64
@@ -60,3 +60,13 @@ def whole_view(pairs: ViewPairs, index: int) -> Tensor:
     whole = ViewParameters((0, 0, *picture.shape[1:]), False, 1.0, 1.0, 1.0, 0.0, False, 0.0)
     view = apply_view(picture, whole, pairs.views.size)
     return (255 * view.expand(pairs.in_channels, -1, -1)).round().to(torch.uint8)
+
+
+def embedding_spread(features: Tensor) -> Tensor:
+    """How far (M, C) features of length 1 differ between images: 0 when all are alike, 1 when evenly spread.
+
+    Standard deviation of each channel times the root of C, mean over channels, as in SimSiam (Chen and He 2021,
+    section 4.1). Features that are never negative stay below 1.
+    """
+    unit = nn.functional.normalize(features.float(), dim=1)
+    return unit.std(dim=0).mean() * unit.shape[1] ** 0.5

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.losses.gathering import gathered
-from lvmmed_monai.methods._picture_method import PictureMethod, pooled_features
+from lvmmed_monai.methods._picture_features import embedding_spread, pooled_features
+from lvmmed_monai.methods._picture_method import PictureMethod
 from lvmmed_monai.methods._projection import checked_widths, mlp
 from lvmmed_monai.networks import Encoder
 from lvmmed_monai.options import true_or_false
@@ -228,12 +229,8 @@ def embedding_numbers(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     """What shows learning and collapse in training, of embeddings (M, F) of the two views.
 
     Returns:
-        "retrieval_in_training": fraction of pictures whose second view is the nearest (cosine) of the M;
-        "embedding_spread": standard deviation of the unit vectors times the root of F (Chen and He 2021, section 4.1):
-        1 where they are spread evenly, 0 where all are the same.
+        "retrieval_in_training": fraction of pictures whose second view is the nearest (cosine) of the M; "embedding_spread".
     """
     first, second = functional.normalize(z1, dim=1), functional.normalize(z2, dim=1)
-    nearest = (first @ second.T).argmax(dim=1)
-    spread = torch.cat([first, second]).std(dim=0).mean() * first.shape[1] ** 0.5
-    found = nearest == torch.arange(len(first), device=first.device)
-    return {"retrieval_in_training": found.float().mean(), "embedding_spread": spread}
+    found = (first @ second.T).argmax(dim=1) == torch.arange(len(first), device=first.device)
+    return {"retrieval_in_training": found.float().mean(), "embedding_spread": embedding_spread(torch.cat([z1, z2]))}

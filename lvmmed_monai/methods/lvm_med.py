@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lvmmed_monai.errors import UserError
+from lvmmed_monai.graph_matching import solver_seconds
 from lvmmed_monai.losses.graph_matching import GraphMatchingLoss
+from lvmmed_monai.methods._lvm_med_alarms import lvm_med_alarms
+from lvmmed_monai.methods._picture_features import embedding_spread
 from lvmmed_monai.methods._picture_method import PictureMethod
+from lvmmed_monai.methods._pictures import ViewPairs
 from lvmmed_monai.methods._projection import mlp
 from lvmmed_monai.networks import Encoder
 from lvmmed_monai.transforms.views_2d import location_grids
@@ -53,13 +59,15 @@ class LVMMedNetwork(nn.Module):
         """
         # Both views in one pass: batch normalisation sees one common distribution.
         maps = self.encoder(torch.cat([view1, view2]))
-        z1, z2 = self.projector(maps[-1].mean(dim=(2, 3))).chunk(2)
+        embeddings = self.projector(maps[-1].mean(dim=(2, 3)))
+        z1, z2 = embeddings.chunk(2)
+        spread = {"embedding_spread": embedding_spread(embeddings.detach())}
         if not self.loss.uses_maps:
-            return self.loss(z1, z2)
+            return {**self.loss(z1, z2), **spread}
         map1, map2 = _reduced(self.chosen_map(maps)).chunk(2)
         shape = map1.shape[2:]
         grids = location_grids(location1, *shape), location_grids(location2, *shape)
-        return self.loss(z1, z2, (map1, map2), grids)
+        return {**self.loss(z1, z2, (map1, map2), grids), **spread}
 
     def chosen_map(self, maps: Sequence[Tensor]) -> Tensor:
         """The map that the loss gets, of all maps of the encoder, the finest first.
@@ -113,6 +121,7 @@ class LVMMed(PictureMethod):
         if nodes:
             others = 2 * nodes - 1 if self._loss.options.both_views else nodes
             self.chance["matching_accuracy_in_training"] = 1 / others
+        self._pictures, self._images_of_step = 0, 0
         self.preset, self.loss_options = preset, dict(loss_options or {})
         self.projector, self.features = projector, features
 
@@ -133,9 +142,43 @@ class LVMMed(PictureMethod):
         return self._loss.options.batch_problem(batch_size)
 
     def step(self, batch: Mapping[str, Tensor], network: nn.Module) -> dict[str, Any]:
-        """ "loss" and named numbers of one batch."""
+        """ "loss" and named numbers of one batch, "matching_share" is the solver's part of the step's time."""
+        share = _SolverShare()
         result = network(batch["view1"], batch["view2"], batch["location1"], batch["location2"])
-        return {name: value for name, value in result.items() if name != "graphs"}
+        nodes, both_views = result["nodes"], self._loss.options.both_views
+        self.chance["matching_accuracy_in_training"] = 1 / (nodes - 1 if both_views else nodes)
+        self._images_of_step = nodes * result["graphs"] // (self._loss.options.regroup * (1 + both_views))
+        return {
+            **{name: value for name, value in result.items() if name not in ("graphs", "nodes")},
+            "matching_share": share,
+        }
+
+    def dataset(self, datalists: Sequence[str | Path], section: str, cache_dir: str | Path, seed: int) -> ViewPairs:
+        """View pairs of one section of datalists; see `PictureMethod.dataset`."""
+        found = super().dataset(datalists, section, cache_dir, seed)
+        if section == "training":
+            self._pictures = len(found)
+        return found
+
+    def alarms(self, history: Mapping[str, Any]) -> list[str]:
+        """`PictureMethod.alarms` and those of the matching: see `methods._lvm_med_alarms`."""
+        chance = self.chance.get("matching_accuracy_in_training", 0.0)
+        own = lvm_med_alarms(history, chance=chance, pictures=self._pictures, batch=self._images_of_step)
+        return [*super().alarms(history), *own]
+
+
+class _SolverShare:
+    """Part of the time since its making that this process has spent in solvers; a number when it is asked for one.
+
+    The backward pass solves, too, after a step's numbers have been given. On a GPU it is the host's time (see
+    `graph_matching.solver_seconds`), which nothing is waited for to measure.
+    """
+
+    def __init__(self) -> None:
+        self._start, self._before = time.perf_counter(), solver_seconds()
+
+    def __float__(self) -> float:
+        return (solver_seconds() - self._before) / max(1e-9, time.perf_counter() - self._start)
 
 
 def _reduced(maps: Tensor) -> Tensor:

@@ -105,3 +105,15 @@ class TestViT:
         with np.load(next((bundle / "output" / "inference").glob("*.npz"))) as stored:
             assert stored["feature_map"].shape == (24, 10, 2, 2)
             assert stored["embedding"].shape == (24,)
+
+
+def test_optimiser_and_schedule_of_the_paper() -> None:
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in config_files(SHIPPED["lvmmed_pretrain"], "train")])
+    tiny = {"encoder_name": "resnet18", "encoder_options": {"width": 4}, "max_epochs": 1, "epoch_length": 10}
+    parser.update({**tiny, "optimizer#_target_": "torch.optim.Adam", "lr_schedule": "halving", "warmup_steps": 0})
+    schedule = parser.get_parsed_content("lr_scheduler")
+    assert type(schedule.optimizer).__name__ == "Adam"
+    assert [schedule.lr_lambdas[0](step) for step in (1, 2, 5, 9)] == [1, 0.5, 0.25, 0.0625]
+    (tracker,) = [one for one in parser.get("train#handlers") if "Tracker" in one["_target_"]]
+    assert (parser.get("tracking"), tracker["kind"]) == ("none", "@tracking")

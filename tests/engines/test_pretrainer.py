@@ -14,8 +14,8 @@ from monai.handlers import TensorBoardStatsHandler
 from tiny_method import TinyData, TinyMethod, build, weights
 
 from lvmmed_monai.data import write_datalist
-from lvmmed_monai.engines import Pretrainer
-from lvmmed_monai.engines.steps import autocast_dtype, memory_error_as_user_error, split_batch, step_seed, to_device
+from lvmmed_monai.engines import Pretrainer, warmup_halving
+from lvmmed_monai.engines.steps import autocast_dtype, split_batch, step_errors_as_user_errors, step_seed, to_device
 from lvmmed_monai.errors import UserError
 from lvmmed_monai.handlers import ResumableCheckpoint
 from lvmmed_monai.networks import FeatureExtractor, build_encoder, read_encoder_file
@@ -52,7 +52,7 @@ class TestRun:
         engine = build(TinyMethod())
         engine.run()
         assert [step for step, _ in engine.history["curves"]["loss"]] == list(range(1, 21))
-        assert engine.history["curves"].keys() == {"loss", "level", "learning_rate"}
+        assert engine.history["curves"].keys() == {"loss", "level", "learning_rate", "gradient_norm"}
         rates = [rate for _, rate in engine.history["curves"]["learning_rate"]]
         assert rates[:3] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2])
         assert rates[-1] < 1e-3
@@ -274,6 +274,7 @@ class TestResume:
             ({"lr": 1e-3}, "optimizer"),
             ({"batch_size": 2}, "batch size"),
             ({"epochs": 3}, "total"),
+            ({"schedule": warmup_halving}, "schedule"),
         ],
     )
     def test_other_settings_are_refused_by_name(self, tmp_path: Path, options: dict[str, Any], named: str) -> None:
@@ -314,9 +315,9 @@ class TestErrors:
             torch.OutOfMemoryError("CUDA out of memory"),
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         ):
-            with pytest.raises(UserError, match=r"at batch size 4;.*smaller batch size"), memory_error_as_user_error(4):
+            with pytest.raises(UserError, match=r"at batch size 4;.*smaller batch size"), step_errors_as_user_errors(4):
                 raise error
-        with pytest.raises(RuntimeError, match="shapes"), memory_error_as_user_error(4):
+        with pytest.raises(RuntimeError, match="shapes"), step_errors_as_user_errors(4):
             raise RuntimeError("shapes differ")
 
     def test_loader_without_step_sampler(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_lvm_med
 import torch
 from tiny_method import TinyMethod, build
 from torch import Tensor, nn
@@ -113,6 +115,28 @@ class TestAnnouncement:
             announce_memory(step, {"image": torch.rand(2, 4)}, network, optimizer)
         assert "no estimate of the memory: the step cannot be followed without data" in caplog.text
         assert "GiB" not in caplog.text
+
+    @pytest.mark.parametrize("preset", ["recommended", "paper"])
+    def test_matching_is_represented_by_its_tables(self, preset: str, tmp_path: Path) -> None:
+        datalist = tiny_lvm_med.write_pictures(tmp_path, training=32)
+        options = {"nodes_per_graph": 16, "neighbours": 4}
+        engine = tiny_lvm_med.build(datalist, batch_size=32, lvm_med={"preset": preset, "loss_options": options})
+        batch = engine.data_loader.collate_fn([engine.data_loader.dataset[index] for index in range(32)])
+        found = step_memory(engine.method.step, batch, engine.network, engine.optimizer)
+        alone = step_memory(
+            lambda batch, network: network(torch.cat([batch["view1"], batch["view2"]])),
+            batch,
+            engine.method.encoder(),
+            engine.optimizer,
+        )
+        loss = engine.method.network().loss.stand_in(torch.zeros(32, 16), torch.zeros(32, 16))
+        tables = sum(table.nbytes for table in loss["tables"])
+        # 2 graphs of 32 views with 8 samples each; or of 16 pictures with 64 edges on either side.
+        nodes, edges = 16 * 32**2 * 8, 2 * 16**2 * 8 + 2 * 64**2 * 8
+        assert tables == (nodes if preset == "recommended" else edges)
+        assert found.step > alone.step + tables
+        # It is forward itself again.
+        assert torch.isfinite(engine.method.step(batch, engine.network)["loss"])
 
     def test_a_run_begins_with_its_estimate(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO):

@@ -118,7 +118,7 @@ def build(
     sampler = StepBatchSampler(len(data), batch_size, epochs * epoch_length, seed=3)
     loader = DataLoader(data, batch_sampler=sampler, num_workers=workers)
     optimizer = torch.optim.AdamW(method.network().parameters(), lr=options.pop("lr", 1e-2))
-    schedule = warmup_cosine(optimizer, 3, epochs * epoch_length)
+    schedule = options.pop("schedule", warmup_cosine)(optimizer, 3, epochs * epoch_length)
     options = {"seed": 3, "held_out": TinyData(4, augment=False), "clip_norm": 1.0, **options}
     return Pretrainer(method, loader, epochs, optimizer, epoch_length=epoch_length, lr_scheduler=schedule, **options)
 

@@ -227,7 +227,7 @@ def test_message_passing_needs_the_width_of_the_features() -> None:
 
 def test_a_collapse_of_the_held_out_features_is_an_alarm() -> None:
     untrained = {"effective_rank": 12.0, "matching_accuracy": 0.2}
-    history: dict[str, Any] = {"monitors": [[0, untrained]]}
+    history: dict[str, Any] = {"monitors": [[0, untrained]], "curves": {}, "total_steps": 100}
     assert LVMMed(**SMALL).alarms(history) == []
     history["monitors"].append([50, {"effective_rank": 3.0, "matching_accuracy": 0.5}])
     assert LVMMed(**SMALL).alarms(history) == []
