@@ -229,7 +229,8 @@ def embedding_numbers(z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     """What shows learning and collapse in training, of embeddings (M, F) of the two views.
 
     Returns:
-        "retrieval_in_training": fraction of pictures whose second view is the nearest (cosine) of the M; "embedding_spread".
+        "retrieval_in_training": fraction of pictures whose second view is the nearest (cosine) of the M;
+        "embedding_spread".
     """
     first, second = functional.normalize(z1, dim=1), functional.normalize(z2, dim=1)
     found = (first @ second.T).argmax(dim=1) == torch.arange(len(first), device=first.device)

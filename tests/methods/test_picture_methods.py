@@ -99,7 +99,10 @@ def test_an_interrupted_run_ends_with_the_same_weights(name: str, datalist: Path
     resumed = trainer(name, datalist, init_seed=77, handlers=[ResumableCheckpoint(tmp_path / "state.pt", 1)])
     resumed.run()
     assert equal(whole.inner_network.state_dict(), resumed.inner_network.state_dict())
-    assert whole.history["curves"] == resumed.history["curves"]
+    curves = [engine.history["curves"] for engine in (whole, resumed)]
+    for one in curves:
+        one.pop("matching_share", None)  # a time
+    assert curves[0] == curves[1]
 
 
 @each_method
