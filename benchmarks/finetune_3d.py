@@ -32,7 +32,7 @@ from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 SCRATCH = "scratch"
 LABELLED = 20
 # All weights but the encoder's; its norms keep no statistics, so that it stays as it is.
-FROZEN = "$[weight for name, weight in @network.named_parameters() if not name.startswith('encoder.')]"
+DECODER = "[weight for name, weight in @network.named_parameters() if not name.startswith('encoder.')]"
 
 
 def divide(options: argparse.Namespace, seed: int) -> dict[str, Path]:
@@ -101,7 +101,9 @@ def finetune(options: argparse.Namespace, start: str, subjects: int, seed: int, 
     }
     own = parse_overrides(options.finetune_settings)
     if options.frozen:
-        own["optimizer#params"] = FROZEN
+        own["optimizer#params"] = f"${DECODER}"
+    if options.warm_up:
+        own.update(decoder_first(options))
     schedule = {"max_epochs": options.epochs, "epoch_length": options.steps // options.epochs}
     # With as many crops a volume as batches ask for, the loader never runs dry within an epoch.
     training = {"batch_size": 2, "num_samples": 1, "val_interval": options.epochs, "seed": seed}
@@ -117,6 +119,18 @@ def finetune(options: argparse.Namespace, start: str, subjects: int, seed: int, 
     dice = record["metrics"]["dice/mean"]["value"]
     write_json(path, {"dice": dice, "cpu_seconds": seconds})
     print(f"{start}, {subjects} subjects, seed {seed}: Dice {dice:.3f}, {seconds:.0f} s", flush=True)
+
+
+def decoder_first(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings under which the encoder rests for the first epochs; the decoder's rate is as without."""
+    cosine = f"(1 + math.cos(math.pi * epoch / {options.epochs})) / 2"
+    rates = f"[lambda epoch: (epoch >= {options.warm_up}) * {cosine}, lambda epoch: {cosine}]"
+    schedule = {"_target_": "torch.optim.lr_scheduler.LambdaLR", "optimizer": "@optimizer", "lr_lambda": f"${rates}"}
+    return {
+        "imports": ["$import os", "$import math"],
+        "optimizer#params": f"$[{{'params': @network.encoder.parameters()}}, {{'params': {DECODER}}}]",
+        "lr_scheduler": schedule,
+    }
 
 
 def result_path(options: argparse.Namespace, start: str, subjects: int, seed: int) -> Path:
@@ -187,6 +201,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20, help="of these steps; the rate falls with each")
     parser.add_argument("--finetune-settings", nargs="*", default=[], metavar="KEY=VALUE", help="of the bundle")
     parser.add_argument("--frozen", action="store_true", help="train the decoder alone")
+    parser.add_argument("--warm-up", type=int, default=0, help="epochs in which the decoder learns alone")
     parser.add_argument("--decoder", nargs="+", type=int, default=None, help="channels of the decoder, coarse to fine")
     parser.add_argument("--name", default="plain", help="of this form of fine-tuning; pre-trainings are shared")
     parser.add_argument("--folder", type=Path, default=Path("finetune_3d"), help="encoders, models and results")

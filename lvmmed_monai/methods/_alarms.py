@@ -27,6 +27,7 @@ class RecentCurves:
     Attributes:
         enough: whether there are enough points for a verdict.
         steps: how many steps the points cover.
+        last: the last step.
     """
 
     def __init__(self, history: Mapping[str, Any]) -> None:
@@ -38,6 +39,7 @@ class RecentCurves:
         inside = next((index for index, step in enumerate(steps) if step > steps[-1] - span), 0)
         self._start = max(settled, min(inside, len(steps) - _LEAST_POINTS))
         self.enough = len(steps) - self._start >= _LEAST_POINTS
+        self.last = int(steps[-1]) if steps else 0
         self.steps = int(steps[-1] - steps[self._start]) if self.enough else 0
 
     def values(self, name: str) -> NDArray[np.float64]:

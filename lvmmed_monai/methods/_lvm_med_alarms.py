@@ -23,6 +23,8 @@ _EXPLODED, _NO_GRADIENT = 20.0, 1e-8
 _LEARNT = 0.02
 # So far above the true matching's objective the found one counts as beating it.
 _BEATEN = 1.02
+# A loss may stand for a while at first: it is judged after half of a run, or so many steps.
+_PATIENCE = 1000
 # Batches in a pass over the pictures that are too few.
 _FEW_BATCHES = 4
 
@@ -31,6 +33,7 @@ _FEW_BATCHES = 4
 class _Run:
     recent: RecentCurves
     chance: float
+    total_steps: int
 
     @property
     def accuracy(self) -> float:
@@ -57,7 +60,7 @@ def lvm_med_alarms(history: Mapping[str, Any], *, chance: float, pictures: int, 
     found = [_few_pictures(pictures, batch)]
     recent = RecentCurves(history)
     if recent.enough:
-        run = _Run(recent, chance)
+        run = _Run(recent, chance, history["total_steps"])
         found += [next((sentence for rule in _NOT_LEARNING if (sentence := rule(run))), None), _exploding(run)]
     return [sentence for sentence in found if sentence]
 
@@ -108,7 +111,8 @@ def _beaten(run: _Run) -> str | None:
 
 def _flat(run: _Run) -> str | None:
     loss, first = run.recent.median("loss"), run.recent.beginning("loss")
-    if loss < _LEARNT or loss < _STILL * first or run.gain > _GAIN:
+    early = run.recent.last < min(run.total_steps // 2, _PATIENCE)
+    if early or loss < _LEARNT or loss < _STILL * first or run.gain > _GAIN:
         return None
     return (
         f"the loss is flat: {loss:.2f} for {run.recent.steps} steps, {first:.2f} at the start; likely causes: a "
