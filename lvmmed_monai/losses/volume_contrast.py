@@ -74,6 +74,12 @@ def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(_full(vectors), dim=-1, eps=_TINY_NORM)
 
 
+def _units(crops: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    """`_unit` of both in one go."""
+    first, second = _unit(torch.cat([_full(crops), _full(bases)], 1)).split([crops.shape[1], bases.shape[1]], 1)
+    return first, second
+
+
 def _cosines(crops: Tensor, bases: Tensor) -> Tensor:
     """Of unit vectors, negative values set to zero."""
     return F.relu(crops @ bases.transpose(-1, -2))
@@ -104,16 +110,19 @@ def _paper_form(target: Tensor, similarity: Tensor, valid: Tensor, floor: float)
 
 
 def _code_form(target: Tensor, similarity: Tensor, valid: Tensor, squared: bool) -> Tensor:
-    weight = target * valid
-    distance = (target - similarity).abs()
-    positive = (weight * -torch.log(1 - distance + _EPS)).sum((-1, -2)) / (weight.sum((-1, -2)) + _EPS)
-    outside = (valid & (target == 0)).to(similarity.dtype)
-    penalty = similarity.square() if squared else -torch.log(1 - similarity + _EPS)
-    return positive + (outside * penalty).sum((-1, -2)) / (outside.sum((-1, -2)) + _EPS)
+    none = target == 0
+    # Weights that sum to 1 for each kind of label: constants, apart from all that has a gradient.
+    both = target * valid, (valid & none).to(similarity.dtype)
+    inside, outside = (weight / (weight.sum((-1, -2), keepdim=True) + _EPS) for weight in both)
+    # Where the label is 0 the distance is the similarity: one logarithm serves both kinds.
+    logarithm = torch.log1p(_EPS - torch.where(none, similarity, (target - similarity).abs()))
+    if squared:
+        return (outside * similarity.square() - inside * logarithm).sum((-1, -2))
+    return -((inside + outside) * logarithm).sum((-1, -2))
 
 
 def _position_losses(target: Tensor, similarity: Tensor, mode: Mode, valid: Tensor, floor: float = 0.0) -> Tensor:
-    """(B,) of (B, S, n); sums run over all crops of a volume together, as in the published codes."""
+    """(..., B) of (..., B, S, n); sums run over all crops of a volume together, as in the published codes."""
     target = target.detach().to(similarity.dtype)
     if mode == "paper":
         return _paper_form(target, similarity, valid, floor)
@@ -121,8 +130,8 @@ def _position_losses(target: Tensor, similarity: Tensor, mode: Mode, valid: Tens
 
 
 def _mean_over(per_volume: Tensor, counts: Tensor) -> Tensor:
-    """Mean of (B,) over the volumes that count (B,), bool; 0 when none does."""
-    return (per_volume * counts).sum() / counts.sum().clamp_min(1)
+    """Mean of (..., B) over the volumes that count (..., B), bool; 0 when none does."""
+    return (per_volume * counts).sum(-1) / counts.sum(-1).clamp_min(1)
 
 
 def position_loss(
@@ -181,17 +190,16 @@ def _regulariser(unit: Tensor, mode: Mode, base_mask: Tensor | None) -> Tensor:
     pairs = torch.ones_like(similarity, dtype=torch.bool).triu(1)
     if base_mask is not None:
         pairs = pairs & base_mask.unsqueeze(1) & base_mask.unsqueeze(2)
-    counts = pairs.sum((-1, -2))
-    return _mean_over((penalty * pairs).sum((-1, -2)) / counts.clamp_min(1), counts > 0)
+    counts = pairs.sum((-1, -2), keepdim=True)
+    # A volume's pairs weigh 1 together, and a volume without any does not count.
+    return (penalty * (pairs / counts.clamp_min(1))).sum() / (counts > 0).sum().clamp_min(1)
 
 
-def _intra_similarity(
-    crops: Tensor, bases: Tensor, crops_teacher: Tensor, bases_teacher: Tensor, mode: Mode, base_gradient: bool
-) -> Tensor:
+def _intra_similarity(crops: Tensor, bases: Tensor, crops_teacher: Tensor, bases_teacher: Tensor, mode: Mode) -> Tensor:
     """Of unit vectors."""
     if mode == "v1":
-        return 0.5 * (_cosines(crops, bases_teacher.detach()) + _cosines(crops_teacher.detach(), bases))
-    return _cosines(crops, bases_teacher if base_gradient else bases_teacher.detach())
+        return 0.5 * (_cosines(crops, bases_teacher) + _cosines(crops_teacher, bases))
+    return _cosines(crops, bases_teacher)
 
 
 def joint_labels(overlap: Tensor, depth: Tensor) -> Tensor:
@@ -242,22 +250,29 @@ def voco_loss(
     """
     _check_mode(mode, base_gradient)
     _check_shapes(crops, bases, overlap)
-    if base_mask is None:
-        base_mask = torch.ones(bases.shape[:2], dtype=torch.bool, device=bases.device)
     with torch.autocast(crops.device.type, enabled=False):
-        crops, bases, crops_teacher, bases_teacher = map(_unit, (crops, bases, crops_teacher, bases_teacher))
-        target, valid = mask_overlap(_full(overlap), base_mask)
+        # Few operations: on tensors as small as these they cost more than their arithmetic.
+        crops, bases = _units(crops, bases)
+        bases_teacher = bases_teacher if base_gradient else bases_teacher.detach()
+        crops_teacher, bases_teacher = _units(crops_teacher.detach(), bases_teacher)
+        target, valid = _full(overlap), torch.ones_like(overlap, dtype=torch.bool)
+        if base_mask is not None:
+            target, valid = mask_overlap(target, base_mask)
         floor = _EPS if mode == "paper" else 0.0
-        similarity = _intra_similarity(crops, bases, crops_teacher, bases_teacher, mode, base_gradient)
-        intra = position_loss(target, similarity, mode, valid=valid, floor=floor)
+        similarity = _intra_similarity(crops, bases, crops_teacher, bases_teacher, mode)
+        compared = [(target, similarity, valid)]
         base = _regulariser(bases, mode, base_mask)
-        inter = intra.new_zeros(())
         if mode != "v1" and (len(crops) > 1 or _processes(gather) > 1):
-            others = bases, bases_teacher.detach(), base_mask
-            bases, bases_teacher, base_mask = (_next_volume(tensor, gather) for tensor in others)
-            counted = valid.any(-1, keepdim=True) & base_mask.unsqueeze(1)
-            teacher = _cosines(crops_teacher.detach(), bases_teacher)
-            inter = position_loss(teacher, _cosines(crops, bases), mode, valid=counted, floor=floor)
+            bases, bases_teacher = (_next_volume(tensor, gather) for tensor in (bases, bases_teacher.detach()))
+            counted = valid
+            if base_mask is not None:
+                counted = valid.any(-1, keepdim=True) & _next_volume(base_mask, gather).unsqueeze(1)
+            teacher = _cosines(crops_teacher, bases_teacher)
+            compared.append((teacher, _cosines(crops, bases), counted))
+        labels, found, counts = (torch.stack(parts) for parts in zip(*compared, strict=True))
+        losses = _position_losses(labels, found, mode, counts, floor)
+        intra, *others = _mean_over(losses, counts.flatten(2).any(2))
+        inter = others[0] if others else intra.new_zeros(())
         total = weights[0] * intra + weights[1] * inter + weights[2] * base
         return {"loss": total, "intra": intra, "inter": inter, "base": base}
 
