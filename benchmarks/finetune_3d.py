@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from _runs import absolute, claimed, interval, metric, run_bundle
 
 from lvmmed_monai.cli.run import parse_overrides
 from lvmmed_monai.data.datalist import read_datalist, write_datalist
-from lvmmed_monai.files import read_json, write_json
+from lvmmed_monai.files import read_json, sha256_file, sha256_json, write_json
 from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 
 SCRATCH = "scratch"
 LABELLED = 20
+# Options that a pre-training, and beside it a fine-tuning, hang on.
+PRETRAINED_BY = ("encoder", "spacing", "crop", "grid", "pretrain_steps", "pretrain_batch", "pretrain_settings")
+FINETUNED_BY = ("encoder", "spacing", "roi", "steps", "epochs", "finetune_settings", "frozen", "warm_up", "decoder")
 # All weights but the encoder's; its norms keep no statistics, so that it stays as it is.
 DECODER = "[weight for name, weight in @network.named_parameters() if not name.startswith('encoder.')]"
 
@@ -58,7 +62,8 @@ def divide(options: argparse.Namespace, seed: int) -> dict[str, Path]:
 
 def pretrain(options: argparse.Namespace, method: str, seed: int, datalist: Path) -> None:
     """An encoder of a method and seed."""
-    folder = options.folder / f"{method}-{seed}"
+    path = pretrained_path(options, method, seed)
+    folder = path.with_suffix("")
     seconds = run_bundle(
         "voco_pretrain",
         "train",
@@ -79,7 +84,7 @@ def pretrain(options: argparse.Namespace, method: str, seed: int, datalist: Path
         model_path=str(folder / "model.pt"),
         **parse_overrides(options.pretrain_settings),
     )
-    write_json(options.folder / f"{method}-{seed}.json", {"cpu_seconds": seconds})
+    write_json(path, {"cpu_seconds": seconds})
     print(f"pre-trained {method}, seed {seed}: {seconds:.0f} s", flush=True)
 
 
@@ -87,7 +92,7 @@ def finetune(options: argparse.Namespace, start: str, subjects: int, seed: int, 
     """Train, evaluate on the test section and keep the mean Dice."""
     path = result_path(options, start, subjects, seed)
     folder = path.with_suffix("")
-    encoder = None if start == SCRATCH else str(options.folder / f"{start}-{seed}" / "encoder.pt")
+    encoder = None if start == SCRATCH else str(pretrained_path(options, start, seed).with_suffix("") / "encoder.pt")
     content = read_datalist(datalist)
     form = {
         "datalist": str(datalist),
@@ -133,9 +138,20 @@ def decoder_first(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def pretrained_path(options: argparse.Namespace, method: str, seed: int) -> Path:
+    """Where a pre-training is recorded, its encoder in the folder of that name; other settings, other path."""
+    return Path(options.folder / f"{method}-{seed}-{key(options, PRETRAINED_BY)}.json")
+
+
 def result_path(options: argparse.Namespace, start: str, subjects: int, seed: int) -> Path:
-    """Where the figures of a fine-tuning are kept."""
-    return Path(options.folder / f"{options.name}-{start}-{subjects}-{seed}.json")
+    """Where the figures of a fine-tuning are kept; other settings, other path."""
+    settings = FINETUNED_BY if start == SCRATCH else (*PRETRAINED_BY, *FINETUNED_BY)
+    return Path(options.folder / f"tuned-{start}-{subjects}-{seed}-{key(options, settings)}.json")
+
+
+def key(options: argparse.Namespace, settings: Sequence[str]) -> str:
+    """Short hash of the datalist and these options."""
+    return sha256_json([sha256_file(options.datalist), [getattr(options, name) for name in settings]])[:8]
 
 
 # -- what is printed --------------------------------------------------------------------------------------------------
@@ -165,9 +181,10 @@ def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
             results["metrics"][key] = metric(values)
             if start != SCRATCH:
                 results["metrics"][f"{key}/minus_scratch"] = metric(difference)
+    done = {method: [pretrained_path(options, method, seed) for seed in options.seeds] for method in options.methods}
     seconds = {
-        method: [read_json(path, "result")["cpu_seconds"] for path in options.folder.glob(f"{method}-?.json")]
-        for method in options.methods
+        method: [read_json(path, "result")["cpu_seconds"] for path in paths if path.exists()]
+        for method, paths in done.items()
     }
     lines += [f"{method}: {np.mean(one):.0f} s of pre-training" for method, one in seconds.items() if one]
     return "\n".join(lines)
@@ -203,7 +220,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--frozen", action="store_true", help="train the decoder alone")
     parser.add_argument("--warm-up", type=int, default=0, help="epochs in which the decoder learns alone")
     parser.add_argument("--decoder", nargs="+", type=int, default=None, help="channels of the decoder, coarse to fine")
-    parser.add_argument("--name", default="plain", help="of this form of fine-tuning; pre-trainings are shared")
     parser.add_argument("--folder", type=Path, default=Path("finetune_3d"), help="encoders, models and results")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     return parser.parse_args(argv)
@@ -220,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     lists = {seed: divide(options, seed) for seed in options.seeds}
     for seed in options.seeds:
         for method in options.methods:
-            with claimed(options.folder / f"{method}-{seed}.json") as mine:
+            with claimed(pretrained_path(options, method, seed)) as mine:
                 if mine:
                     pretrain(options, method, seed, lists[seed]["unlabelled"])
     for seed in options.seeds:

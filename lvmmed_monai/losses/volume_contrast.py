@@ -129,9 +129,10 @@ def _position_losses(target: Tensor, similarity: Tensor, mode: Mode, valid: Tens
     return _code_form(target, similarity, valid, squared=mode == "v1")
 
 
-def _mean_over(per_volume: Tensor, counts: Tensor) -> Tensor:
-    """Mean of (..., B) over the volumes that count (..., B), bool; 0 when none does."""
-    return (per_volume * counts).sum(-1) / counts.sum(-1).clamp_min(1)
+def _position_means(target: Tensor, similarity: Tensor, mode: Mode, valid: Tensor, floor: float) -> Tensor:
+    """(...) of (..., B, S, n): the mean of `_position_losses` over the volumes with a valid entry; 0 without any."""
+    counts = valid.flatten(-2).any(-1)
+    return (_position_losses(target, similarity, mode, valid, floor) * counts).sum(-1) / counts.sum(-1).clamp_min(1)
 
 
 def position_loss(
@@ -163,8 +164,7 @@ def position_loss(
         )
     with torch.autocast(similarity.device.type, enabled=False):
         valid = torch.ones_like(target, dtype=torch.bool) if valid is None else valid
-        losses = _position_losses(target, _full(similarity), mode, valid, floor)
-        return _mean_over(losses, valid.flatten(1).any(1))
+        return _position_means(target, _full(similarity), mode, valid, floor)
 
 
 def base_regulariser(bases: Tensor, mode: Mode = "fixed", *, base_mask: Tensor | None = None) -> Tensor:
@@ -270,8 +270,7 @@ def voco_loss(
             teacher = _cosines(crops_teacher, bases_teacher)
             compared.append((teacher, _cosines(crops, bases), counted))
         labels, found, counts = (torch.stack(parts) for parts in zip(*compared, strict=True))
-        losses = _position_losses(labels, found, mode, counts, floor)
-        intra, *others = _mean_over(losses, counts.flatten(2).any(2))
+        intra, *others = _position_means(labels, found, mode, counts, floor)
         inter = others[0] if others else intra.new_zeros(())
         total = weights[0] * intra + weights[1] * inter + weights[2] * base
         return {"loss": total, "intra": intra, "inter": inter, "base": base}

@@ -109,15 +109,7 @@ def without_times(history: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "small_views",
-    [
-        False,
-        pytest.param(
-            True, marks=pytest.mark.skipif(not tiny_lvm_med.HAVE_SMALL_VIEWS, reason="no small views in this version")
-        ),
-    ],
-)
+@pytest.mark.parametrize("small_views", [False, True])
 def test_killed_at_random_moments_and_terminated_it_ends_like_an_uninterrupted_run(
     tmp_path: Path, small_views: bool
 ) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Events
+from killed_training import train_with_saves
 from monai.data import DataLoader
 from PIL import Image
 from torch import nn
@@ -21,13 +18,10 @@ from lvmmed_monai.engines import Pretrainer, warmup_cosine
 from lvmmed_monai.methods.lvm_med import LVMMed
 from lvmmed_monai.networks import Encoder
 from lvmmed_monai.networks.registry import ENCODERS
-from lvmmed_monai.transforms.views_2d import ViewSettings
 
 STEPS = 30
 VIEWS: dict[str, Any] = {"size": 24, "area": (0.5, 1.0)}
-# Small views are an option of newer view settings.
 SMALL_VIEWS: dict[str, Any] = {"small_views": 2, "small_size": 8}
-HAVE_SMALL_VIEWS = "small_views" in {field.name for field in fields(ViewSettings)}
 
 
 class PlainEncoder(Encoder):
@@ -106,25 +100,7 @@ def monitored(datalist: Path, small_views: bool, **options: Any) -> Pretrainer:
 
 
 def train_until_killed(datalist: str, folder: str, small_views: bool, break_save: bool) -> None:
-    """Train with a checkpoint every three steps; with ``break_save`` the second save stops half way."""
-    from lvmmed_monai.handlers import ResumableCheckpoint, checkpoint
-
-    own = Path(folder)
-    if break_save:
-        saved = torch.save
-        calls = []
-
-        def half(content: Any, path: Any) -> None:
-            saved(content, path)
-            calls.append(path)
-            if len(calls) == 2:
-                os.truncate(path, os.path.getsize(path) // 2)
-                (own / "saving").touch()
-                time.sleep(60)
-
-        checkpoint.torch.save = half
-    handlers = [ResumableCheckpoint(own / "checkpoint.pt", interval_steps=3)]
-    engine = monitored(Path(datalist), small_views, handlers=handlers)
-    engine.add_event_handler(Events.ITERATION_STARTED, lambda: (own / "started").touch())
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: time.sleep(0.01))
-    engine.run()
+    """See `train_with_saves`."""
+    train_with_saves(
+        lambda handlers: monitored(Path(datalist), small_views, handlers=handlers), Path(folder), break_save
+    )

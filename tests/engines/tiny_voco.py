@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import time
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from ignite.engine import Events
+from killed_training import train_with_saves
 from monai.data import DataLoader
 from scipy.ndimage import gaussian_filter
 
@@ -64,24 +62,5 @@ def build(
 
 
 def train_until_killed(datalist: str, folder: str, break_save: bool) -> None:
-    """Train with a checkpoint every three steps; with ``break_save`` the second save stops half way."""
-    from lvmmed_monai.handlers import ResumableCheckpoint, checkpoint
-
-    own = Path(folder)
-    if break_save:
-        saved = torch.save
-        calls = []
-
-        def half(content: Any, path: Any) -> None:
-            saved(content, path)
-            calls.append(path)
-            if len(calls) == 2:
-                os.truncate(path, os.path.getsize(path) // 2)
-                (own / "saving").touch()
-                time.sleep(60)
-
-        checkpoint.torch.save = half
-    engine = build(Path(datalist), handlers=[ResumableCheckpoint(own / "checkpoint.pt", interval_steps=3)])
-    engine.add_event_handler(Events.ITERATION_STARTED, lambda: (own / "started").touch())
-    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: time.sleep(0.01))
-    engine.run()
+    """See `train_with_saves`."""
+    train_with_saves(lambda handlers: build(Path(datalist), handlers=handlers), Path(folder), break_save)

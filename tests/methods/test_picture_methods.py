@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader
 from picture_material import COMMON, PICTURE_METHODS, random_batch, small_picture_method, write_pictures
+from run_material import Stop, equal
 from torch import distributed as dist
 from torch import nn
 
@@ -46,20 +47,6 @@ def trainer(name: str, datalist: Path, *, init_seed: int = 0, **options: Any) ->
     options = {"seed": 5, "accumulate": 2, "held_out": data, **options}
     schedule = warmup_cosine(optimizer, 1, STEPS)
     return Pretrainer(method, loader, 1, optimizer, epoch_length=STEPS, lr_scheduler=schedule, **options)
-
-
-class Stop:
-    """Interrupts a run after its second step."""
-
-    def attach(self, engine: Pretrainer) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), self._stop)
-
-    def _stop(self) -> None:
-        raise KeyboardInterrupt
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def state(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
 from monai.data import DataLoader
+from run_material import Stop, equal
 from torch import nn
 from volume_material import VOLUME_METHODS, collated, small_method, smooth_volume, write_pool
 
@@ -39,20 +39,6 @@ def trainer(name: str, datalist: Path, tmp_path: Path, *, init_seed: int = 0, **
     schedule = warmup_cosine(optimizer, 1, STEPS)
     options = {"seed": 5, "clip_norm": 5.0, "held_out": data, **options}
     return Pretrainer(method, loader, 1, optimizer, epoch_length=STEPS, lr_scheduler=schedule, **options)
-
-
-class Stop:
-    """Interrupts a run after its second step."""
-
-    def attach(self, engine: Pretrainer) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED(once=2), self._stop)
-
-    def _stop(self) -> None:
-        raise KeyboardInterrupt
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_there_are_a_method_and_its_baselines() -> None:
