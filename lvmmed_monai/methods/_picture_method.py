@@ -23,7 +23,7 @@ from lvmmed_monai.metrics import retrieval_at_k
 from lvmmed_monai.networks import Encoder, build_encoder
 from lvmmed_monai.transforms.views_2d import ViewSettings
 
-__all__ = ["PictureMethod", "batch_statistics", "effective_rank", "pooled_features"]
+__all__ = ["PictureMethod", "effective_rank"]
 
 _LOG = logging.getLogger(__name__)
 # Monitors draw the same views, groups and node orders at every step of every run.

@@ -135,10 +135,11 @@ def test_probes_are_measured_where_pairs_are_too_few(datalist: Path, tmp_path: P
     assert values["probe_auc"] > 0.9
 
 
-def test_subjects_that_are_measured_must_not_be_trained_on(datalist: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["colours", "another list of the same hospital"])
+def test_subjects_that_are_measured_must_not_be_trained_on(name: str, datalist: Path, tmp_path: Path) -> None:
     content = read_json(datalist, "datalist")
     items = [{**item, "image": str(datalist.parent / item["image"])} for item in content["validation"][:3]]
-    leak = write_datalist(tmp_path, "colours", {"training": items})
+    leak = write_datalist(tmp_path, name, {"training": items})
     method = LVMMed(**SMALL, probe_datalist=datalist)
     with pytest.raises(UserError, match="3 subjects of the probes' validation section are in the training data"):
         method.dataset([leak], "training", tmp_path / "cache", seed=0)
