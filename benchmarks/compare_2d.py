@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from lvmmed_monai.cli.run import parse_overrides
 from lvmmed_monai.data.datalist import read_datalist, summarise, write_datalist
-from lvmmed_monai.errors import user_error_in
+from lvmmed_monai.errors import UserError, user_error_in
 from lvmmed_monai.files import atomic_path, read_json, sha256_file, sha256_json, write_json
 from lvmmed_monai.methods._picture_features import batch_features
 from lvmmed_monai.methods._pictures import view_pairs
@@ -74,7 +74,7 @@ class Data:
 
     Attributes:
         unlabelled: datalists to pre-train on: training sections only, without labels.
-        labelled: those of the datalists that have classes.
+        labelled: those of the datalists that have classes, and those that are only probed on.
         views: (VIEW_DRAWS, 2, M, 3, s, s) uint8 views of held-out images.
         set_of: (M,) number of each held-out image's datalist.
     """
@@ -101,8 +101,27 @@ class Data:
             chosen = np.sort(np.random.default_rng(number).permutation(len(pairs))[:HELD])
             pictures += [(pairs, int(i)) for i in chosen]
             set_of += [number] * len(chosen)
+        for path in options.probe:
+            refuse_shared_subjects(path, options)
+            labelled.append(Labelled.read(path, options.section, cache, options.size))
         views = torch.stack([drawn_views(pictures, [99, draw]) for draw in range(VIEW_DRAWS)])
         return cls(unlabelled, labelled, views, np.array(set_of))
+
+
+def refuse_shared_subjects(path: Path, options: argparse.Namespace) -> None:
+    """No subject of the measured section of a datalist may be pre-trained on.
+
+    Raises:
+        UserError: one is.
+    """
+    judged = {item["subject"] for item in read_datalist(path)[options.section]}
+    for other in options.datalists:
+        both = judged & {item["subject"] for item in read_datalist(other)["training"]}
+        if both:
+            raise UserError(
+                f"{len(both)} of the {len(judged)} subjects in {options.section} of {path} are in training of {other}; "
+                "--probe; give datalists that divide subjects alike"
+            )
 
 
 def without_labels(path: Path, content: dict[str, Any], number: int, options: argparse.Namespace) -> Path:
@@ -192,7 +211,7 @@ def stem(start: Start, seed: int) -> str:
 def result_path(start: Start, seed: int, data: Data, options: argparse.Namespace) -> Path:
     """Where the figures of a run are kept; other settings, other file."""
     ways = ("section", "fractions", "labels", "draws", "tune_steps", "tune_batch", "tune_rate", "size")
-    lists = [sha256_file(path) for path in (*options.datalists, *data.unlabelled)]
+    lists = [sha256_file(path) for path in (*options.datalists, *options.probe, *data.unlabelled)]
     key = [bundle_settings(start, seed, data, options), lists, [getattr(options, name) for name in ways]]
     return Path(options.folder / f"{stem(start, seed)}-{sha256_json(key)[:8]}.json")
 
@@ -286,6 +305,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datalists", nargs="+", type=Path, help="of pictures; those for classification are probed on")
+    parser.add_argument(
+        "--probe", nargs="*", type=Path, default=[], metavar="DATALIST",
+        help="more datalists for classification, probed on and not pre-trained on",
+    )  # fmt: skip
     parser.add_argument("--methods", nargs="*", default=list(METHODS), help="of lvmmed_pretrain")
     parser.add_argument(
         "--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"),
@@ -323,7 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     data = Data.read(options)
     run_all(data, options)
     print(table(found(data, options), results))
-    results["data"]["datalists"] = [summarise(path) for path in options.datalists]
+    results["data"]["datalists"] = [summarise(path) for path in (*options.datalists, *options.probe)]
     results["peak_memory_mb"] = peak_memory_mb()
     if options.out:
         write_results(options.out, results)

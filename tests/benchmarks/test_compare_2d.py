@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lvmmed_monai.data.datalist import read_datalist
+from lvmmed_monai.errors import UserError
 from lvmmed_monai.files import write_json
 from lvmmed_monai.metrics import area_under_curve
 from lvmmed_monai.networks import build_encoder
@@ -120,6 +121,28 @@ def test_labels_and_test_images_stay_out_of_pretraining(
         assert not own & {item["subject"] for item in content["training"]}
     assert [one.name for one in data.labelled] == ["bright"]
     assert np.bincount(data.set_of).tolist() == [20, 10]
+
+
+def test_a_datalist_is_probed_on_without_being_trained_on(
+    scripts: dict[str, Any], datalists: list[str], tmp_path: Path
+) -> None:
+    compare = scripts["compare_2d"]
+    bright, plain = datalists
+    words = ["--folder", str(tmp_path), "--probe", bright]
+    options = compare.parse([plain, *SMALL, *words])
+    data = compare.Data.read(options)
+    assert [one.name for one in data.labelled] == ["bright"]
+    assert [read_datalist(path)["name"] for path in data.unlabelled] == ["plain"]
+    # Figures without the probe are kept under another name.
+    start, without = compare.Start(compare.RANDOM), compare.parse([plain, *SMALL, *words[:2]])
+    assert compare.result_path(start, 3, data, options) != compare.result_path(start, 3, data, without)
+
+    content = read_datalist(Path(plain))
+    taught = [{"image": str(Path(plain).parent / "bright39.png"), "subject": "bright39"}]
+    shared = tmp_path / "shared.json"
+    write_json(shared, {**content, "training": taught, "test": []})
+    with pytest.raises(UserError, match=r"1 of the 20 subjects in test of .*bright.json are in training of .*shared"):
+        compare.Data.read(compare.parse([str(shared), *SMALL, *words]))
 
 
 def test_random_weights_are_those_that_methods_start_from(

@@ -20,6 +20,8 @@ from lvmmed_monai.files import write_json
 pytestmark = pytest.mark.real_data
 Folder = Callable[[str], Path]
 SECTIONS = ("training", "validation", "test")
+# Of manifests that do not bear the name of their folder.
+FOLDERS = {"busi_classes": "busi_ultrasound", "montgomery_cxr_classes": "montgomery_cxr_lungs"}
 
 
 def _import(real_data: Folder, tmp_path: Path, name: str) -> dict[str, Any]:
@@ -38,9 +40,11 @@ def _dropped(summary: dict[str, Any]) -> dict[str, int]:
     ("name", "counts", "dropped"),
     [
         ("bccd", (130, 30, 40), {"SRC-004": 2}),
+        ("busi_classes", (104, 23, 21), {"SRC-009": 148}),
         ("busi_ultrasound", (104, 23, 21), {}),
         ("hrf_retina_av", (18, 6, 6), {}),
         ("isic_dermoscopy", (278, 61, 61), {"SRC-003": 150}),
+        ("montgomery_cxr_classes", (70, 15, 15), {"SRC-009": 100}),
         ("montgomery_cxr_lungs", (70, 15, 15), {}),
         ("msd_hippocampus", (120, 25, 25), {"SRC-001": 1, "SRC-002": 1}),
         ("pneumoniamnist", (4708, 524, 624), {}),
@@ -49,7 +53,7 @@ def _dropped(summary: dict[str, Any]) -> dict[str, int]:
 def test_counts(
     real_data: Folder, tmp_path: Path, name: str, counts: tuple[int, int, int], dropped: dict[str, int]
 ) -> None:
-    summary = _import(real_data, tmp_path, name)
+    summary = import_source(name, real_data(FOLDERS.get(name, name)), tmp_path)
     assert summary["counts"] == {"datalist.json": dict(zip(SECTIONS, counts, strict=True))}
     assert _dropped(summary) == dropped
     assert len(_items(summary)) == sum(counts)
@@ -63,6 +67,21 @@ def test_bccd_boxes(real_data: Folder, tmp_path: Path) -> None:
     (row,) = summary["dropped"]
     assert [Path(name).stem for name in row["examples"]] == ["BloodImage_00338", "BloodImage_00343"]
     assert check_datalist(summary["datalists"][0])["findings"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"), [("busi_classes", {0: 50, 1: 48, 2: 50}), ("montgomery_cxr_classes", {0: 58, 1: 42})]
+)
+def test_classes_and_masks_divide_the_same_images_alike(
+    real_data: Folder, tmp_path: Path, name: str, counts: dict[int, int]
+) -> None:
+    drawn = FOLDERS[name]
+    by_class = import_source(name, real_data(drawn), tmp_path / name)
+    by_mask = import_source(drawn, real_data(drawn), tmp_path / drawn)
+    assert Counter(item["label"] for item in _items(by_class)) == counts
+    for section in SECTIONS:
+        by_list = [load_items(summary["datalists"][0], section) for summary in (by_class, by_mask)]
+        assert {item["subject"] for item in by_list[0]} == {item["subject"] for item in by_list[1]}
 
 
 def test_isic_classes_and_defects(real_data: Folder, tmp_path: Path) -> None:
