@@ -57,7 +57,7 @@ def neighbours_figure(picture: Path, example: Mapping[str, Any]) -> str:
 
 
 def map_figure(example: Mapping[str, Any]) -> str:
-    """Held-out pictures as dots: a column for each encoder, above coloured by source, below by modality.
+    """Held-out pictures as dots: a column for each encoder, coloured by source, and below by modality if they differ.
 
     Args:
         example: of a results file, of kind "map".
@@ -69,13 +69,13 @@ def map_figure(example: Mapping[str, Any]) -> str:
     from matplotlib.figure import Figure
 
     encoders = example["encoders"]
+    colourings = [(example["sources"], example["source_of"])]
+    if len(example["modalities"]) > 1:
+        colourings.append((example["modalities"], example["modality_of"]))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.9 * len(encoders), 6.6), layout="constrained")
-        bands: Any = figure.subfigures(2, 1)
-        for band, names, numbers in (
-            (bands[0], example["sources"], example["source_of"]),
-            (bands[1], example["modalities"], example["modality_of"]),
-        ):
+        figure = Figure(figsize=(3.9 * len(encoders), 3.3 * len(colourings)), layout="constrained")
+        bands: Any = figure.subfigures(len(colourings), 1, squeeze=False)[:, 0]
+        for band, (names, numbers) in zip(bands, colourings, strict=True):
             panels = band.subplots(1, len(encoders), squeeze=False)[0]
             for axes, name in zip(panels, encoders, strict=True):
                 _draw_points(axes, np.asarray(example["points"][name], dtype=float), np.asarray(numbers))

@@ -93,6 +93,13 @@ def test_map_colours_by_source_and_by_modality() -> None:
         assert len(re.findall(rf"<use [^>]*style=\"fill: {colour}", drawing)) == dots + 2
 
 
+def test_one_modality_needs_no_map_of_its_own() -> None:
+    drawing = svg(map_figure({**MAP, "modalities": ["XR"], "modality_of": [0, 0, 0]}))
+    assert words(drawing).count("as trained") == words(drawing).count("random weights") == 1
+    assert {"skin", "chest"} <= set(words(drawing))
+    assert "XR" not in words(drawing)
+
+
 def test_page(tmp_path: Path) -> None:
     mosaic(tmp_path / "examples" / "1.png")
     record = new_results("pretraining", "lvmmed_pretrain", seed=0)
