@@ -46,8 +46,8 @@ _KINDS = {
     ),
     "map": _Kind(
         "How are pictures arranged?",
-        "Each dot is a held-out picture, at the two principal components (PCA) of its standardised features, coloured by "
-        "datalist, and below by modality where there are several. Distances between two maps cannot be compared.",
+        "Each dot is a held-out picture, at the two principal components (PCA) of its standardised features, coloured "
+        "by datalist, and below by modality where there are several. Distances between two maps cannot be compared.",
         "Two-dimensional {}",
         lambda _, example: map_figure(example),
     ),
