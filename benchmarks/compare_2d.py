@@ -4,8 +4,9 @@ Each method pre-trains an encoder for each seed on the pooled training sections 
 labels), with equal steps, batches, views, encoder and optimiser, from the same random weights. Then are measured,
 beside random weights and the images at 8 x 8 pixels:
 
-    probe       for each datalist with classes: area under the ROC curve of a logistic regression on frozen features,
-                with some of the training labels (drawn several times where they are few), on the test section
+    probe       for each datalist with classes (those of --probe too): area under the ROC curve of a logistic
+                regression on frozen features, with some of the training labels (drawn several times where they are
+                few), on the test section
     fine-tuned  the same of encoder and linear head trained together for a few steps
     r@1         how often a held-out image's second view is the nearest of all held-out images
     mixed, set  second-order matching without noise in groups of 16, of all datalists and of one (chance .06)
@@ -74,13 +75,15 @@ class Data:
 
     Attributes:
         unlabelled: datalists to pre-train on: training sections only, without labels.
-        labelled: those of the datalists that have classes, and those that are only probed on.
+        labelled: those of the datalists that have classes.
+        probed: further ones with classes, which are neither pre-trained on nor fine-tuned on.
         views: (VIEW_DRAWS, 2, M, 3, s, s) uint8 views of held-out images.
         set_of: (M,) number of each held-out image's datalist.
     """
 
     unlabelled: list[Path]
     labelled: list[Labelled]
+    probed: list[Labelled]
     views: Tensor
     set_of: np.ndarray
 
@@ -101,11 +104,12 @@ class Data:
             chosen = np.sort(np.random.default_rng(number).permutation(len(pairs))[:HELD])
             pictures += [(pairs, int(i)) for i in chosen]
             set_of += [number] * len(chosen)
+        probed = []
         for path in options.probe:
             refuse_shared_subjects(path, options)
-            labelled.append(Labelled.read(path, options.section, cache, options.size))
+            probed.append(Labelled.read(path, options.section, cache, options.size))
         views = torch.stack([drawn_views(pictures, [99, draw]) for draw in range(VIEW_DRAWS)])
-        return cls(unlabelled, labelled, views, np.array(set_of))
+        return cls(unlabelled, labelled, probed, views, np.array(set_of))
 
 
 def refuse_shared_subjects(path: Path, options: argparse.Namespace) -> None:
@@ -228,25 +232,32 @@ def label_counts(data: Labelled, options: argparse.Namespace) -> dict[str, int]:
     return {**parts, **{f"{count} labels": count for count in options.labels if count < total}}
 
 
-def scores_of(
-    encoder: nn.Module | None, features: Features, one: Labelled, seed: int, options: argparse.Namespace
-) -> dict[str, np.ndarray]:
-    """Scores (draws, n) or (draws, n, K) of the measured images of a datalist, by measure."""
+def chosen_labels(one: Labelled, seed: int, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
+    """The draws of training pictures whose labels are used, by name of their number."""
     total = len(one.training.labels)
     # All labels can be drawn in one way only.
-    chosen = {
+    return {
         name: [one.some(count, [seed, count, draw]) for draw in range(options.draws if count < total else 1)]
         for name, count in label_counts(one, options).items()
     }
+
+
+def probed_scores(features: Features, one: Labelled, seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Scores (draws, n) or (draws, n, K) of the measured images of a datalist by a probe, by measure."""
+    chosen = chosen_labels(one, seed, options)
     found = iter(probe_scores(features, one, [rows for each in chosen.values() for rows in each]))
-    scores = {f"{one.name}, probe, {name}": np.stack([next(found) for _ in each]) for name, each in chosen.items()}
-    if encoder is None or not options.tune_steps:
-        return scores
+    return {f"{one.name}, probe, {name}": np.stack([next(found) for _ in each]) for name, each in chosen.items()}
+
+
+def tuned_scores(encoder: nn.Module, one: Labelled, seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """The same, (1, n) or (1, n, K), by fine-tuning."""
+    chosen = chosen_labels(one, seed, options)
     form = {"steps": options.tune_steps, "batch": options.tune_batch, "rate": options.tune_rate, "seed": seed}
-    for part in options.fractions:
-        name = percent(part)
-        scores[f"{one.name}, fine-tuned, {name}"] = fine_tuned_scores(encoder, one, chosen[name][0], **form)[None]
-    return scores
+    names = [percent(part) for part in options.fractions]
+    return {
+        f"{one.name}, fine-tuned, {name}": fine_tuned_scores(encoder, one, chosen[name][0], **form)[None]
+        for name in names
+    }
 
 
 def measure(
@@ -257,8 +268,11 @@ def measure(
     pairs = pair_measures(features, data.views, data.set_of, np.arange(len(data.set_of)))
     values = {name: pairs[name] for name in ("r@1", "mixed", "set")}
     scores: dict[str, np.ndarray] = {}
-    for one in data.labelled:
-        found = scores_of(encoder, features, one, seed, options)
+    tuned = {one.name for one in data.labelled} if options.tune_steps else set()
+    for one in (*data.labelled, *data.probed):
+        found = probed_scores(features, one, seed, options)
+        if encoder is not None and one.name in tuned:
+            found |= tuned_scores(encoder, one, seed, options)
         areas = {name: [area_under_curve(row, one.measured.labels) for row in rows] for name, rows in found.items()}
         values |= {name: float(np.mean(each)) for name, each in areas.items()}
         scores |= found
@@ -294,7 +308,7 @@ def found(data: Data, options: argparse.Namespace) -> Found:
     """What is done."""
     every = starts(options)
     paths = {start.name: {seed: result_path(start, seed, data, options) for seed in options.seeds} for start in every}
-    labels = {one.name: one.measured.labels for one in data.labelled}
+    labels = {one.name: one.measured.labels for one in (*data.labelled, *data.probed)}
     return Found(paths, labels, {start.name for start in every if start.is_baseline}, RANDOM)
 
 

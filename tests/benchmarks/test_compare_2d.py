@@ -127,22 +127,34 @@ def test_a_datalist_is_probed_on_without_being_trained_on(
     scripts: dict[str, Any], datalists: list[str], tmp_path: Path
 ) -> None:
     compare = scripts["compare_2d"]
-    bright, plain = datalists
-    words = ["--folder", str(tmp_path), "--probe", bright]
-    options = compare.parse([plain, *SMALL, *words])
+    bright, plain = (Path(path) for path in datalists)
+    content = read_datalist(plain)
+    items = [scripts["_runs"].absolute(item, plain.parent) for item in content["training"] + content["test"]]
+    write_json(tmp_path / "plain.json", {**content, "training": items[:4], "test": items[4:]})
+    probe = ["--folder", str(tmp_path), "--probe", str(bright)]
+    options = compare.parse([str(tmp_path / "plain.json"), *SMALL, *probe])
     data = compare.Data.read(options)
-    assert [one.name for one in data.labelled] == ["bright"]
+    assert (data.labelled, [one.name for one in data.probed]) == ([], ["bright"])
     assert [read_datalist(path)["name"] for path in data.unlabelled] == ["plain"]
+    values, _ = compare.measure(build_encoder("resnet18", 3, width=4), 3, data, options)
+    ways = ("25 %", "100 %", "8 labels")
+    assert {name for name in values if name.startswith("bright")} == {f"bright, probe, {way}" for way in ways}
     # Figures without the probe are kept under another name.
-    start, without = compare.Start(compare.RANDOM), compare.parse([plain, *SMALL, *words[:2]])
+    start, without = compare.Start(compare.RANDOM), compare.parse([str(tmp_path / "plain.json"), *SMALL, *probe[:2]])
     assert compare.result_path(start, 3, data, options) != compare.result_path(start, 3, data, without)
 
-    content = read_datalist(Path(plain))
-    taught = [{"image": str(Path(plain).parent / "bright39.png"), "subject": "bright39"}]
-    shared = tmp_path / "shared.json"
-    write_json(shared, {**content, "training": taught, "test": []})
+
+def test_what_is_probed_on_must_not_be_trained_on(
+    scripts: dict[str, Any], datalists: list[str], tmp_path: Path
+) -> None:
+    bright, plain = (Path(path) for path in datalists)
+    taught = [{"image": str(plain.parent / "bright39.png"), "subject": "bright39"}]
+    write_json(tmp_path / "shared.json", {**read_datalist(plain), "training": taught, "test": []})
+    options = scripts["compare_2d"].parse(
+        [str(tmp_path / "shared.json"), "--folder", str(tmp_path), "--probe", str(bright)]
+    )
     with pytest.raises(UserError, match=r"1 of the 20 subjects in test of .*bright.json are in training of .*shared"):
-        compare.Data.read(compare.parse([str(shared), *SMALL, *words]))
+        scripts["compare_2d"].Data.read(options)
 
 
 def test_random_weights_are_those_that_methods_start_from(
