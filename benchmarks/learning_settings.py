@@ -20,7 +20,7 @@ class InfoNCE(nn.Module):
 
     Args:
         temperature: of the softmax over cosines.
-        standardise, patches: as the preset "retrieval" does.
+        standardise, patches: as the preset "recommended" does.
     """
 
     def __init__(self, temperature: float, standardise: bool = False, patches: int = 0) -> None:
@@ -60,13 +60,13 @@ def matching(preset: str, projector: str, **options: Any) -> Setting:
     return Setting(lambda: GraphMatchingLoss(preset, 128, **options), projector)
 
 
-def retrieval(map_level: int | None = None, **options: Any) -> Setting:
-    """The preset "retrieval" with some options changed."""
-    return Setting(lambda: GraphMatchingLoss("retrieval", 128, **options), "none", map_level)
+def recommended(projector: str = "none", map_level: int | None = None, **options: Any) -> Setting:
+    """The preset "recommended" with some options changed."""
+    return Setting(lambda: GraphMatchingLoss("recommended", 128, **options), projector, map_level)
 
 
 def contrast(temperature: float, patches: int) -> Setting:
-    """InfoNCE in the form of the preset "retrieval"."""
+    """InfoNCE in the form of the preset "recommended"."""
     return Setting(lambda: InfoNCE(temperature, standardise=True, patches=patches), "none", None)
 
 
@@ -89,18 +89,18 @@ SETTINGS: dict[str, Setting | None] = {
     "InfoNCE .1": Setting(lambda: InfoNCE(0.1)),
     "InfoNCE .2": Setting(lambda: InfoNCE(0.2)),
     "InfoNCE .5": Setting(lambda: InfoNCE(0.5)),
-    "recommended": Setting(lambda: GraphMatchingLoss("recommended", 128), "mlp", None),
-    "retrieval": retrieval(),
+    "recommended": recommended(),
     "InfoNCE .1, patches": contrast(0.1, 4),
     "InfoNCE .15, patches": contrast(0.15, 4),
-    "retrieval, edges .05": retrieval(**EDGES, patch_mode="fast"),
-    "retrieval, edges .05 of images only": retrieval(**EDGES),
-    "retrieval, 16 samples": retrieval(samples=16),
-    "retrieval, one view a side": retrieval(both_views=False),
-    "retrieval, coarser patches": retrieval(map_level=-2),
-    "retrieval, no patches": retrieval(patch_graphs=0),
+    "recommended, edges .05": recommended(**EDGES, patch_mode="fast"),
+    "recommended, edges .05 of images only": recommended(**EDGES),
+    "recommended, 16 samples": recommended(samples=16),
+    "recommended, one view a side": recommended(both_views=False),
+    "recommended, coarser patches": recommended(map_level=-2),
+    "recommended, no patches": recommended(patch_graphs=0),
     "InfoNCE .1, no projector": contrast(0.1, 0),
-    "retrieval, margin 5": retrieval(**SECOND),
+    "recommended, MLP projector": recommended("mlp", standardise=False),
+    "recommended, margin 5": recommended(**SECOND),
     "linear, margin 1": matching("paper", "mlp", **{**PLAIN, "margin": 1.0, "mode": "linear"}),
     "linear, noise .2 x 16": matching(
         "paper", "mlp", **{**PLAIN, "noise_scale_vertex": 0.2, "samples": 16, "mode": "linear", "nodes_per_graph": None}

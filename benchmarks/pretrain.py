@@ -35,7 +35,6 @@ from torch.utils.data import DataLoader
 from lvmmed_monai.data.datalist import write_datalist
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.graph_matching import imle, solver
-from lvmmed_monai.losses.graph_matching import PRESETS
 from lvmmed_monai.methods.lvm_med import LVMMed
 from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 
@@ -195,7 +194,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="measured steps; default: 5")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--workers", type=int, default=0, help="of the loader when it is measured alone")
-    parser.add_argument("--preset", choices=list(PRESETS), default="recommended", help="of the loss")
+    parser.add_argument(
+        "--preset", choices=["recommended", "paper", "draft"], default="recommended", help="of the loss"
+    )
     parser.add_argument("--picture-side", type=int, default=256, help="of the source pictures in pixels")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--amp", action="store_true", help="bfloat16")

@@ -91,20 +91,9 @@ class GraphMatchingOptions:
         )
 
 
-_RECOMMENDED = GraphMatchingOptions(
-    nodes_per_graph=None,
-    both_views=True,
-    alpha=1.0,
-    noise_scale_vertex=0.1,
-    noise_scale_edge=0.0,
-    samples=8,
-    message_passing=None,
-    patch_graphs=4,
-    mode="linear",
-)
 #: "paper": the published form; from random weights it learnt nothing in runs of some hundred steps. "draft": the
 #: unfinished trainer in a later repository of the same group, as far as it can be told. "recommended": what the
-#: study in `docs/graph_matching.md` led to; "retrieval": the same on standardised features, for no projector.
+#: study in `docs/graph_matching.md` led to.
 PRESETS: dict[str, GraphMatchingOptions] = {
     "paper": GraphMatchingOptions(),
     "draft": GraphMatchingOptions(
@@ -118,8 +107,18 @@ PRESETS: dict[str, GraphMatchingOptions] = {
         message_passing="sum",
         message_dropout=0.5,
     ),
-    "recommended": _RECOMMENDED,
-    "retrieval": replace(_RECOMMENDED, standardise=True),
+    "recommended": GraphMatchingOptions(
+        nodes_per_graph=None,
+        both_views=True,
+        standardise=True,
+        alpha=1.0,
+        noise_scale_vertex=0.1,
+        noise_scale_edge=0.0,
+        samples=8,
+        message_passing=None,
+        patch_graphs=4,
+        mode="linear",
+    ),
 }
 
 

@@ -28,12 +28,7 @@ _LARGEST_MAP = 14
 # Patches of a coarser map show most of a view each.
 _PATCHES_A_SIDE = 8
 # Projector, and feature map (from the coarsest backwards) for the local term and the patch graphs.
-_FORM_OF_PRESET = {
-    "paper": ("linear", -1),
-    "draft": ("mlp", -1),
-    "recommended": ("mlp", None),
-    "retrieval": ("none", None),
-}
+_FORM_OF_PRESET = {"paper": ("linear", -1), "draft": ("mlp", -1), "recommended": ("none", None)}
 
 
 class LVMMedNetwork(nn.Module):
@@ -89,14 +84,13 @@ class LVMMed(PictureMethod):
     """Self-supervised method: see `engines.Pretrainer` for how it is run.
 
     Args:
-        preset: of `GraphMatchingLoss`. "recommended" learns from random weights within minutes; "retrieval" is the
-            same without a projector: its features find an image again more often, and tell classes worse from few
-            labels; "paper" is the published form, for long runs or released weights.
+        preset: of `GraphMatchingLoss`. "recommended" learns from random weights within minutes; "paper" is the
+            published form, for long runs or released weights.
         loss_options: single options that differ from the preset.
         projector: "linear", the published form, "mlp" (256 units, batch norm, ReLU), or "none": the pooled features
             themselves are matched; None goes by the preset.
         map_level: feature map for the local term and for patch graphs, -1 the coarsest, -2 twice as fine; None goes
-            by the preset: the coarsest, or for "recommended" and "retrieval" `LVMMedNetwork.chosen_map`.
+            by the preset: the coarsest, or for "recommended" `LVMMedNetwork.chosen_map`.
         features: width of the embeddings of a projector.
         **common: of `PictureMethod`.
 
