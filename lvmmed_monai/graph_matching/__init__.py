@@ -8,7 +8,7 @@ from lvmmed_monai.graph_matching.affinity import (
     local_affinity,
     softplus_affinity,
 )
-from lvmmed_monai.graph_matching.build import MessagePassing, knn_graph, patch_pairs
+from lvmmed_monai.graph_matching.build import MessagePassing, knn_graph, patch_pairs, symmetric_edges
 from lvmmed_monai.graph_matching.imle import match
 from lvmmed_monai.graph_matching.problem import GraphMatchingProblem
 from lvmmed_monai.graph_matching.solver import BACKENDS, MODES, solve, solver_seconds
@@ -29,4 +29,5 @@ __all__ = [
     "softplus_affinity",
     "solve",
     "solver_seconds",
+    "symmetric_edges",
 ]

@@ -30,6 +30,8 @@ class GraphMatchingOptions:
         metric: of the neighbours, "euclidean" or "cosine".
         target_edges: "own": each view has its own neighbours; "source": the second view has the first one's, which
             tells the matching where edges are true.
+        symmetric: join a pair of nodes both ways where either is among the other's neighbours; the objective then
+            counts the pair twice.
         affinity: of embeddings and of edges, "cosine" or "softplus" of the inner product, less a half.
         standardise: bring each feature, of embeddings and of patches, to mean 0 and variance 1 over the batch.
         alpha: weight of the global against the local vertex affinity; 1 leaves feature maps unused.
@@ -42,6 +44,8 @@ class GraphMatchingOptions:
         samples: noise samples per graph.
         message_passing: None, "gcn", "residual" or "sum" graph convolutions before the affinities.
         message_dropout: of the features between them.
+        message_last_relu: ReLU after the last of them, too, as the paper's equation has it; cosines of nodes are then
+            never negative.
         regroup: how often a batch is cut into groups; 1 takes consecutive images, more take random groups.
         patch_graphs: further cuts of the batch into graphs whose nodes are patches, one of each image, that both of
             its views show (`graph_matching.patch_pairs`). They use the feature maps and weigh as much as the others.
@@ -59,6 +63,7 @@ class GraphMatchingOptions:
     neighbours: int = 5
     metric: str = "euclidean"
     target_edges: str = "own"
+    symmetric: bool = False
     affinity: str = "cosine"
     standardise: bool = False
     alpha: float = 0.8
@@ -72,6 +77,7 @@ class GraphMatchingOptions:
     samples: int = 1
     message_passing: str | None = "gcn"
     message_dropout: float = 0.0
+    message_last_relu: bool = False
     regroup: int = 1
     patch_graphs: int = 0
     mode: str = "default"

@@ -28,11 +28,14 @@ from lvmmed_monai.graph_matching import (
     patch_pairs,
     softplus_affinity,
     solve,
+    symmetric_edges,
 )
 from lvmmed_monai.losses._graph_matching_options import PRESETS, GraphMatchingOptions, options_of
 from lvmmed_monai.losses.gathering import gathered, processes
 
 __all__ = ["PRESETS", "GraphMatchingLoss", "GraphMatchingOptions", "matching_accuracy"]
+
+_Pair = tuple[Tensor, Tensor]
 
 
 class GraphMatchingLoss(nn.Module):
@@ -57,8 +60,8 @@ class GraphMatchingLoss(nn.Module):
         super().__init__()
         self.options = options_of(preset, overrides)
         form: Any = self.options.message_passing
-        dropout = self.options.message_dropout
-        self.message_passing = MessagePassing(features, form, dropout=dropout) if form else None
+        dropout, last_relu = self.options.message_dropout, self.options.message_last_relu
+        self.message_passing = MessagePassing(features, form, dropout=dropout, last_relu=last_relu) if form else None
 
     @property
     def uses_maps(self) -> bool:
@@ -140,7 +143,7 @@ class GraphMatchingLoss(nn.Module):
         options, together = self.options, len(z1) * (processes() if self.options.gather == "global" else 1)
         graphs = options.regroup * max(1, together // (options.nodes_per_graph or together))
         nodes = (options.nodes_per_graph or together) * (1 + options.both_views)
-        edges = 0 if options.mode == "linear" else nodes * options.neighbours
+        edges = 0 if options.mode == "linear" else nodes * options.neighbours * (1 + options.symmetric)
         own = options.samples if options.noise_scale_edge else 1
         # Compiled solvers work on the CPU, but in the process's memory all the same where the device is that.
         dtype = z1.dtype if z1.is_cuda else torch.float64
@@ -213,16 +216,22 @@ class GraphMatchingLoss(nn.Module):
         if options.standardise:
             embeddings = _standardised(*embeddings)
         source, target = embeddings[0][graphs.source], embeddings[1][graphs.target]
-        edges = self._edges(graphs, source, target, mode)
+        edges, real = self._edges(graphs, source, target, mode)
         if self.message_passing is not None:
-            source, target = self.message_passing(source, edges[0]), self.message_passing(target, edges[1])
+            source = self.message_passing(source, edges[0], real[0])
+            target = self.message_passing(target, edges[1], real[1])
         if options.affinity == "softplus":
             differences = edge_differences(source, edges[0]), edge_differences(target, edges[1])
             vertex = softplus_affinity(source, target)
-            edge: Any = options.edge_weight * softplus_affinity(*differences)
+            both_real = real[0].unsqueeze(2) & real[1].unsqueeze(1)
+            edge: Any = torch.where(both_real, options.edge_weight * softplus_affinity(*differences), 0.0)
         else:
             vertex = global_affinity(source, target)
-            edge = options.edge_weight * edge_directions(source, edges[0]), edge_directions(target, edges[1])
+            first, second = (
+                torch.where(is_real.unsqueeze(2), edge_directions(nodes, ends), 0.0)
+                for nodes, ends, is_real in zip((source, target), edges, real, strict=True)
+            )
+            edge = options.edge_weight * first, second
         if local is not None:
             vertex = options.alpha * vertex + (1 - options.alpha) * (4 if options.local_sum else 1) * local
         if graphs.same is not None:
@@ -231,17 +240,26 @@ class GraphMatchingLoss(nn.Module):
             vertex = torch.where(graphs.same, 2 * low - high - 10 * options.noise_scale_vertex, vertex)
         return GraphMatchingProblem(vertex, edges[0], edges[1], edge)
 
-    def _edges(self, graphs: _Graphs, source: Tensor, target: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    def _edges(self, graphs: _Graphs, source: Tensor, target: Tensor, mode: str) -> tuple[_Pair, _Pair]:
+        """Edges of both sides, and which of them are real: not there for the sake of graphs with more edges alone."""
         options = self.options
         if mode == "linear" and self.message_passing is None:
             none = graphs.source.new_zeros(len(graphs.source), 0, 2)
-            return none, none
+            return (none, none), (none[..., 0].bool(), none[..., 0].bool())
         if options.metric == "cosine":
             source, target = nn.functional.normalize(source, dim=2), nn.functional.normalize(target, dim=2)
-        first = knn_graph(source, options.neighbours)
+        first, is_first = self._edges_of(source)
         if options.target_edges == "own":
-            return first, knn_graph(target, options.neighbours)
-        return first, graphs.gold.gather(1, first.flatten(1)).view_as(first)
+            second, is_second = self._edges_of(target)
+        else:
+            second, is_second = graphs.gold.gather(1, first.flatten(1)).view_as(first), is_first
+        return (first, second), (is_first, is_second)
+
+    def _edges_of(self, nodes: Tensor) -> _Pair:
+        edges = knn_graph(nodes, self.options.neighbours)
+        if self.options.symmetric:
+            return symmetric_edges(edges, nodes.shape[1])
+        return edges, torch.ones(edges.shape[:2], dtype=torch.bool, device=edges.device)
 
 
 @dataclass(frozen=True)

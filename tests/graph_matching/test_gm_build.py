@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lvmmed_monai.errors import UserError
-from lvmmed_monai.graph_matching import MessagePassing, knn_graph, patch_pairs
+from lvmmed_monai.graph_matching import MessagePassing, knn_graph, patch_pairs, symmetric_edges
 from lvmmed_monai.transforms.views_2d import location_grids
 
 
@@ -32,6 +32,40 @@ def test_more_neighbours_than_nodes_takes_all_others() -> None:
     assert knn_graph(torch.randn(2, 1, 3), 5).shape == (2, 0, 2)
 
 
+def test_symmetric_edges_join_both_ways_and_fill_up() -> None:
+    directed = knn_graph(torch.randn(6, 8, 3, generator=torch.Generator().manual_seed(0)), 2)
+    edges, real = symmetric_edges(directed, 8)
+    counts = []
+    for before, after, kept in zip(directed.tolist(), edges.tolist(), real.tolist(), strict=True):
+        expected = sorted({(i, j) for i, j in before} | {(j, i) for i, j in before})
+        found = [tuple(edge) for edge, is_real in zip(after, kept, strict=True) if is_real]
+        assert found == expected
+        filler = [tuple(edge) for edge, is_real in zip(after, kept, strict=True) if not is_real]
+        assert len(set(found + filler)) == edges.shape[1]
+        assert all(i != j for i, j in filler)
+        counts.append(len(expected))
+    assert min(counts) < max(counts) == edges.shape[1]
+
+
+def test_a_complete_graph_is_symmetric_already() -> None:
+    directed = knn_graph(torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)), 4)
+    edges, real = symmetric_edges(directed, 5)
+    assert bool(real.all())
+    assert {tuple(edge) for edge in edges[0].tolist()} == {tuple(edge) for edge in directed[0].tolist()}
+
+
+@pytest.mark.parametrize("form", ["gcn", "residual", "sum"])
+def test_message_passing_along_symmetric_edges_ignores_fillers(form: str) -> None:
+    torch.manual_seed(0)
+    network, z = MessagePassing(3, form), torch.randn(4, 7, 3)  # type: ignore[arg-type]
+    directed = knn_graph(z, 2)
+    together = network(z, *symmetric_edges(directed, 7))
+    for graph in range(4):
+        alone, real = symmetric_edges(directed[graph : graph + 1], 7)
+        assert bool(real.all())
+        assert torch.allclose(network(z[graph : graph + 1], alone)[0], together[graph], atol=1e-6)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(UserError, match="B, N, F"):
         knn_graph(torch.zeros(4, 3), 2)
@@ -41,10 +75,11 @@ def test_wrong_arguments() -> None:
         MessagePassing(4, "mean")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("last_relu", [False, True])
 @pytest.mark.parametrize("form", ["gcn", "residual"])
-def test_message_passing_averages_own_neighbours(form: str) -> None:
+def test_message_passing_averages_own_neighbours(form: str, last_relu: bool) -> None:
     torch.manual_seed(1)
-    network = MessagePassing(3, form)  # type: ignore[arg-type]
+    network = MessagePassing(3, form, last_relu=last_relu)  # type: ignore[arg-type]
     z = torch.randn(1, 4, 3)
     edges = torch.tensor([[[0, 1], [0, 2], [1, 3], [1, 0], [2, 0], [2, 1], [3, 1], [3, 2]]])
     neighbours = {0: [1, 2], 1: [3, 0], 2: [0, 1], 3: [1, 2]}
@@ -54,6 +89,8 @@ def test_message_passing_averages_own_neighbours(form: str) -> None:
 
     first, second = (layer.weight for layer in network.layers)
     expected = average(torch.relu(average(z[0] @ first.T)) @ second.T)
+    assert bool((expected < 0).any())
+    expected = torch.relu(expected) if last_relu else expected
     expected = z[0] + 0.1 * expected if form == "residual" else expected
     torch.testing.assert_close(network(z, edges)[0], expected)
 

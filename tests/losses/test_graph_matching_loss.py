@@ -283,6 +283,24 @@ def test_edges_of_the_source_are_carried_to_the_target() -> None:
     assert torch.equal(problem.target_edges[0], carried)
 
 
+@pytest.mark.parametrize("affinity", ["cosine", "softplus"])
+@pytest.mark.parametrize("target_edges", ["own", "source"])
+def test_symmetric_edges_of_a_batch_are_worth_those_of_each_graph(affinity: str, target_edges: str) -> None:
+    form = {"symmetric": True, "neighbours": 2, "affinity": affinity, "target_edges": target_edges}
+    loss = margin_loss(nodes_per_graph=7, **form)
+    z1, z2 = embeddings(28, seed=1), embeddings(28, seed=2)
+    together = _Graphs.of(torch.arange(28).view(4, 7))
+    problem = loss._problem(together, (z1, z2), "fast")
+    assignment = torch.stack([torch.randperm(7) for _ in range(4)])
+    worth, real_edges = problem.objective(assignment), []
+    for g in range(4):
+        alone = _Graphs(together.source[g : g + 1], together.target[g : g + 1], together.gold[g : g + 1])
+        single = loss._problem(alone, (z1, z2), "fast")
+        assert float(single.objective(assignment[g : g + 1])) == pytest.approx(float(worth[g]), rel=1e-5)
+        real_edges.append(single.source_edges.shape[1])
+    assert min(real_edges) < max(real_edges) == problem.source_edges.shape[1]
+
+
 def test_neighbours_by_angle() -> None:
     z = torch.tensor([[1.0, 0.0], [9.0, 0.5], [0.0, 1.1], [0.9, 0.4]])
     nearest = {
