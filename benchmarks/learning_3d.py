@@ -17,10 +17,19 @@ body the two differ much. Settings are chosen on held-out images of their own (-
 
 Several processes with the same command and folder share the work; a run that is done is not repeated.
 
-Example (head CT in 8 bit, 5 CT crops and one plastic head):
+Example, the runs of docs/voco.md (CT: 7 volumes to learn from; the chest crop and STS_002, a thigh, held out):
     lvmmed ingest --manifest data_manifests/ct/ct_volumes_nifti.json --root DATA/ct_volumes_nifti --out ct
-    python benchmarks/learning_3d.py --lists ct/datalist_ct.json ct/datalist_other.json \\
-        --held-out-images ibsi_pat1_chest_crop --leave-out phantom_head_philips --steps 2000
+    lvmmed ingest --manifest data_manifests/ct/totalsegmentator_example.json \\
+        --root DATA/totalsegmentator_example --out example
+    lvmmed ingest --manifest data_manifests/ct/sts_ct_mr_nifti.json --root DATA/sts_ct_mr_nifti --out sts2
+    lvmmed ingest DATA/sts_dicom_rtstruct/STS_001.zip --modality CT --out sts1
+    lvmmed ingest DATA/crlm_ct_dicom/CRLM-CT-1004.zip --modality CT --out crlm
+    lvmmed ingest --manifest data_manifests/mri/msd_hippocampus.json --root DATA/msd_hippocampus --out hippocampus
+    python benchmarks/learning_3d.py --lists ct/datalist_ct.json ct/datalist_other.json example/datalist_ct.json \\
+        crlm/datalist.json sts1/datalist.json sts2/datalist_ct.json --held-out-images ibsi_pat1_chest_crop \\
+        --leave-out phantom_head_philips --steps 800 --folder learning_ct
+    python benchmarks/learning_3d.py --lists hippocampus/datalist.json --crop 12 --spacing 1 --batch 6 \\
+        --steps 1100 --folder learning_hippocampus
 """
 
 from __future__ import annotations
