@@ -1,4 +1,4 @@
-"""What benchmarks of many runs share: who does which, bundles in this process, and means with intervals."""
+"""What benchmarks of many runs share: who does which, what is kept, bundles in this process, means with intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import io
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from scipy import stats
 
 from lvmmed_monai.cli.run import config_files, find_bundle
+from lvmmed_monai.files import read_json, write_json
+from lvmmed_monai.results import environment
 
 
 @contextlib.contextmanager
@@ -31,6 +34,17 @@ def claimed(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield not path.exists()
+
+
+def keep(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write what a run gave, with the commit that it ran on."""
+    write_json(path, {**figures, "commit": environment()["commit"]})
+
+
+def commits(paths: Iterable[Path]) -> str:
+    """A line that names the commits that these files' figures are of; what is kept outlives a change of the code."""
+    counts = Counter(str(read_json(path, "result").get("commit", "unknown")) for path in paths if path.exists())
+    return "Figures of commit " + ", ".join(f"{commit} ({count} runs)" for commit, count in sorted(counts.items()))
 
 
 def run_bundle(name: str, config: str, **settings: Any) -> float:

@@ -46,13 +46,13 @@ from _measures_2d import (
     pixels,
     probe_scores,
 )
-from _runs import absolute, claimed, run_bundle
+from _runs import absolute, claimed, commits, keep, run_bundle
 from torch import Tensor, nn
 
 from lvmmed_monai.cli.run import parse_overrides
 from lvmmed_monai.data.datalist import read_datalist, summarise, write_datalist
 from lvmmed_monai.errors import UserError, user_error_in
-from lvmmed_monai.files import atomic_path, read_json, sha256_file, sha256_json, write_json
+from lvmmed_monai.files import atomic_path, read_json, sha256_file, sha256_json
 from lvmmed_monai.methods._picture_features import batch_features
 from lvmmed_monai.methods._pictures import view_pairs
 from lvmmed_monai.metrics import area_under_curve
@@ -190,7 +190,7 @@ def pretrained(start: Start, seed: int, data: Data, options: argparse.Namespace)
         places["cache_dir"] = options.folder / "cache"
         paths = {key: str(path) for key, path in places.items()}
         seconds = run_bundle("lvmmed_pretrain", "train", **paths, **settings)
-        write_json(done, {"cpu_seconds": seconds})
+        keep(done, {"cpu_seconds": seconds})
     content = read_encoder_file(folder / "encoder.pt")
     encoder = build_encoder(content["name"], content["input"]["in_channels"], **content["options"])
     load_encoder(folder / "encoder.pt", encoder)
@@ -300,14 +300,22 @@ def run_all(data: Data, options: argparse.Namespace) -> None:
                 with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as stream:
                     np.savez_compressed(stream, **scores)
                 spent = time.process_time() - begin
-                write_json(path, {"values": values, "pretraining_seconds": cost, "measuring_seconds": spent})
+                keep(path, {"values": values, "pretraining_seconds": cost, "measuring_seconds": spent})
                 print(f"{start.name}, seed {seed}: {cost:.0f} s + {spent:.0f} s of measuring", flush=True)
+
+
+def result_paths(data: Data, options: argparse.Namespace) -> dict[str, dict[int, Path]]:
+    """Of every start by seed, done or not."""
+    return {
+        start.name: {seed: result_path(start, seed, data, options) for seed in options.seeds}
+        for start in starts(options)
+    }
 
 
 def found(data: Data, options: argparse.Namespace) -> Found:
     """What is done."""
     every = starts(options)
-    paths = {start.name: {seed: result_path(start, seed, data, options) for seed in options.seeds} for start in every}
+    paths = result_paths(data, options)
     labels = {one.name: one.measured.labels for one in (*data.labelled, *data.probed)}
     return Found(paths, labels, {start.name for start in every if start.is_baseline}, RANDOM)
 
@@ -360,6 +368,7 @@ def main(argv: list[str] | None = None) -> None:
     data = Data.read(options)
     run_all(data, options)
     print(table(found(data, options), results))
+    print(commits(path for of_seeds in result_paths(data, options).values() for path in of_seeds.values()))
     results["data"]["datalists"] = [summarise(path) for path in (*options.datalists, *options.probe)]
     results["peak_memory_mb"] = peak_memory_mb()
     if options.out:

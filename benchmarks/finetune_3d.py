@@ -16,6 +16,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from _runs import absolute, claimed, interval, metric, run_bundle
+from _runs import absolute, claimed, commits, interval, keep, metric, run_bundle
 
 from lvmmed_monai.cli.run import parse_overrides
 from lvmmed_monai.data.datalist import read_datalist, write_datalist
-from lvmmed_monai.files import read_json, sha256_file, sha256_json, write_json
+from lvmmed_monai.files import read_json, sha256_file, sha256_json
 from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 
 SCRATCH = "scratch"
@@ -84,7 +85,7 @@ def pretrain(options: argparse.Namespace, method: str, seed: int, datalist: Path
         model_path=str(folder / "model.pt"),
         **parse_overrides(options.pretrain_settings),
     )
-    write_json(path, {"cpu_seconds": seconds})
+    keep(path, {"cpu_seconds": seconds})
     print(f"pre-trained {method}, seed {seed}: {seconds:.0f} s", flush=True)
 
 
@@ -122,7 +123,7 @@ def finetune(options: argparse.Namespace, start: str, subjects: int, seed: int, 
     run_bundle("voco_segmentation_3d", "evaluate", output_dir=str(folder / "evaluate"), **form)
     record = read_json(folder / "evaluate" / "results.json", "results")
     dice = record["metrics"]["dice/mean"]["value"]
-    write_json(path, {"dice": dice, "cpu_seconds": seconds})
+    keep(path, {"dice": dice, "cpu_seconds": seconds})
     print(f"{start}, {subjects} subjects, seed {seed}: Dice {dice:.3f}, {seconds:.0f} s", flush=True)
 
 
@@ -187,6 +188,8 @@ def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
         for method, paths in done.items()
     }
     lines += [f"{method}: {np.mean(one):.0f} s of pre-training" for method, one in seconds.items() if one]
+    tuned = itertools.product((SCRATCH, *options.methods), options.subjects, options.seeds)
+    lines.append(commits([*itertools.chain(*done.values()), *(result_path(options, *run) for run in tuned)]))
     return "\n".join(lines)
 
 

@@ -34,14 +34,14 @@ from typing import Any
 import numpy as np
 import torch
 from _measures_2d import PAIR_MEASURES, Picture, drawn_views, pair_measures
-from _runs import claimed
+from _runs import claimed, commits, keep
 from learning_settings import SETTINGS, Setting
 from torch import nn
 
 from lvmmed_monai.data.datalist import load_pool
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.engines import warmup_cosine
-from lvmmed_monai.files import read_json, write_json
+from lvmmed_monai.files import read_json
 from lvmmed_monai.methods._picture_features import batch_features
 from lvmmed_monai.methods._picture_probes import labelled_pictures
 from lvmmed_monai.methods._pictures import ViewPairs, view_pairs
@@ -218,7 +218,7 @@ def run_all(options: argparse.Namespace) -> None:
                 values = {**measured(encoder, pictures), "seconds": seconds}
                 if options.probe:
                     values["probe"] = probed(encoder, options.probe, options.folder)
-                write_json(path, values)
+                keep(path, values)
                 print(f"{name}, seed {seed}:", *(f"{key} {value:.3f}" for key, value in values.items()), flush=True)
 
 
@@ -250,7 +250,8 @@ def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
                 "value": float(np.mean(values)), "n": len(values), "interval": interval, "higher_is_better": higher
             }  # fmt: skip
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    every = [result_path(options, name, seed) for name in options.settings for seed in options.seeds]
+    return "\n".join([*lines, commits(every)])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

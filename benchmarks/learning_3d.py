@@ -45,6 +45,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _runs import commits, keep
 from learning_3d_settings import SETTINGS, Setting
 from matplotlib.figure import Figure
 from monai.data import DataLoader
@@ -53,7 +54,7 @@ from lvmmed_monai.data.datalist import read_datalist, write_datalist
 from lvmmed_monai.data.images import image_stem
 from lvmmed_monai.data.sampling import StepBatchSampler
 from lvmmed_monai.engines import Pretrainer, warmup_cosine
-from lvmmed_monai.files import read_json, write_json
+from lvmmed_monai.files import read_json
 from lvmmed_monai.losses import position_loss
 from lvmmed_monai.results import new_results, peak_memory_mb, write_results
 
@@ -218,7 +219,8 @@ def table(options: argparse.Namespace, results: dict[str, Any]) -> str:
                 "interval": [min(values), max(values)] if len(values) > 1 else None,
                 "higher_is_better": "loss" not in key,
             }
-    return "\n".join(lines)
+    every = [result_path(options, name, seed) for name in options.settings for seed in options.seeds]
+    return "\n".join([*lines, commits(every)])
 
 
 def _last_mean(points: list[list[float]]) -> float:
@@ -269,7 +271,7 @@ def run_all(options: argparse.Namespace) -> None:
             except FileExistsError:
                 continue
             found = learn(SETTINGS[name], seed, options)
-            write_json(path, found)
+            keep(path, found)
             last = found["monitors"][-1][1]
             print(f"{name}, seed {seed}: {', '.join(cells([last]))}, {found['cpu_seconds']:.0f} s", flush=True)
 

@@ -16,10 +16,10 @@ from PIL import Image
 
 from lvmmed_monai.data.datalist import read_datalist
 from lvmmed_monai.errors import UserError
-from lvmmed_monai.files import write_json
+from lvmmed_monai.files import read_json, write_json
 from lvmmed_monai.metrics import area_under_curve
 from lvmmed_monai.networks import build_encoder
-from lvmmed_monai.results import read_results
+from lvmmed_monai.results import environment, read_results
 
 NAMES = ("_runs", "_measures_2d", "_compare_table", "compare_2d")
 
@@ -59,6 +59,17 @@ SMALL = [
     *("--steps", "2", "--seeds", "3", "--batch", "16", "--size", "32", "--tune-steps", "2", "--tune-batch", "8"),
     *("--fractions", "0.25", "1", "--labels", "8", "--draws", "2"),
 ]
+
+
+def test_commits_name_the_code_that_figures_are_of(scripts: dict[str, Any], tmp_path: Path) -> None:
+    runs = scripts["_runs"]
+    paths = [tmp_path / f"{number}.json" for number in range(4)]
+    write_json(paths[0], {"dice": 0.5})
+    write_json(paths[1], {"dice": 0.5, "commit": "aaaa"})
+    write_json(paths[2], {"dice": 0.5, "commit": "aaaa"})
+    assert runs.commits(paths) == "Figures of commit aaaa (2 runs), unknown (1 runs)"
+    runs.keep(paths[3], {"dice": 0.5})
+    assert read_json(paths[3], "figures") == {"dice": 0.5, "commit": environment()["commit"]}
 
 
 def test_a_claim_ends_with_the_work_and_with_the_process(scripts: dict[str, Any], tmp_path: Path) -> None:
