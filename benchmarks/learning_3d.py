@@ -50,6 +50,7 @@ from learning_3d_settings import SETTINGS, Setting
 from matplotlib.figure import Figure
 from monai.data import DataLoader
 
+from lvmmed_monai.cli.run import parse_overrides
 from lvmmed_monai.data.datalist import read_datalist, write_datalist
 from lvmmed_monai.data.images import image_stem
 from lvmmed_monai.data.sampling import StepBatchSampler
@@ -92,7 +93,8 @@ def _unlabelled(item: dict[str, Any]) -> dict[str, Any]:
 def learn(setting: Setting, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Curves, monitors and CPU seconds of one run."""
     torch.manual_seed(seed)
-    form = {"crop_size": options.crop, "spacing_mm": options.spacing, "encoder_name": options.encoder}
+    encoder = {"encoder_name": options.encoder, "encoder_options": parse_overrides(options.encoder_options)}
+    form = {"crop_size": options.crop, "spacing_mm": options.spacing, **encoder}
     method = setting.method(**form, monitor_blocks=BLOCKS)
     learnt, held = divided(options)
     cache = options.folder / "cache"
@@ -251,8 +253,9 @@ def draw_curves(options: argparse.Namespace) -> None:
 
 def result_path(options: argparse.Namespace, name: str, seed: int) -> Path:
     """Where a run's figures are kept."""
-    stem = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return Path(options.folder / f"{stem}-{options.encoder}-{options.steps}-{seed}.json")
+    words = [name, " ".join([options.encoder, *options.encoder_options]), str(options.steps), str(seed)]
+    stems = ["".join(letter if letter.isalnum() else "_" for letter in word) for word in words]
+    return Path(options.folder / f"{'-'.join(stems)}.json")
 
 
 def runs_of(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
@@ -289,6 +292,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--points", type=int, default=5, help="points of the held-out curves")
     parser.add_argument("--encoder", default="segresnet_tiny")
+    parser.add_argument("--encoder-options", nargs="*", default=[], metavar="KEY=VALUE", help="init_filters=8 ...")
     parser.add_argument("--crop", type=int, default=24, help="edge of a crop in voxels")
     parser.add_argument("--spacing", type=float, default=2.0, help="voxel size in mm")
     parser.add_argument("--batch", type=int, default=4, help="volumes a step")
