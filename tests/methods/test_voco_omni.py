@@ -384,9 +384,9 @@ def test_learns_to_segment(
     options: dict[str, Any], make: Callable[..., VoCoOmni], unlabelled: Path, tmp_path: Path
 ) -> None:
     encoder = {"encoder_name": "segresnet_tiny", "encoder_options": None}
-    method = make(**options, **encoder, switch_step=20, confidence=0.8)
+    method = make(**options, **encoder, switch_step=30, confidence=0.8)
     held_out = method.dataset([unlabelled], "validation", tmp_path / "cache", 0)
-    trainer = build_run(method, unlabelled, tmp_path / "cache", steps=40, held_out=held_out, lr=3e-3)
+    trainer = build_run(method, unlabelled, tmp_path / "cache", steps=60, held_out=held_out, lr=3e-3)
     trainer.run()
     before, after = (values["dice"] for _, values in trainer.history["monitors"])
     assert before < 0.3
