@@ -63,7 +63,7 @@ def _values(dataset: Dataset) -> Iterator[str]:
     for tag in list(dataset.keys()):
         try:
             element = dataset[tag]
-        except Exception:
+        except Exception:  # a value that pydicom cannot read is looked at as it is written
             raw = dataset.get_item(tag).value
             yield from raw.decode("latin-1").split("\\") if isinstance(raw, bytes) else ()
             continue

@@ -44,8 +44,8 @@ class GraphMatchingOptions:
         samples: noise samples per graph.
         message_passing: None, "gcn", "residual" or "sum" graph convolutions before the affinities.
         message_dropout: of the features between them.
-        message_last_relu: ReLU after the last of them, too, as the paper's equation has it; cosines of nodes are then
-            never negative.
+        message_last_relu: ReLU after the last of them, too, as the paper's equation has it. Off by default, also in the
+            preset "paper": with "gcn" cosines of nodes would never be negative.
         regroup: how often a batch is cut into groups; 1 takes consecutive images, more take random groups.
         patch_graphs: further cuts of the batch into graphs whose nodes are patches, one of each image, that both of
             its views show (`graph_matching.patch_pairs`). They use the feature maps and weigh as much as the others.
