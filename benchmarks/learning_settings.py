@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lvmmed_monai.graph_matching import patch_pairs
+from lvmmed_monai.graph_matching import GraphMatchingProblem, patch_pairs
 from lvmmed_monai.losses import GraphMatchingLoss
+from lvmmed_monai.losses._graph_matching_options import GraphMatchingOptions
 
-__all__ = ["SETTINGS", "InfoNCE", "Setting"]
+__all__ = ["SETTINGS", "GrowingMargin", "InfoNCE", "Setting", "SpreadMargin"]
 
 
 class InfoNCE(nn.Module):
@@ -46,6 +47,40 @@ class InfoNCE(nn.Module):
         return nn.functional.cross_entropy(similarity, partner)
 
 
+class SpreadMargin(GraphMatchingLoss):
+    """The loss with a margin of ``spreads`` standard deviations of the vertex affinities of wrong pairs."""
+
+    options: GraphMatchingOptions
+
+    def __init__(self, spreads: float, preset: str, **options: Any) -> None:
+        super().__init__(preset, 128, **options)
+        self.spreads = spreads
+
+    def _distance(self, problem: GraphMatchingProblem, gold: Tensor, mode: str) -> tuple[Tensor, float]:
+        affinity = problem.vertex_affinity.detach()
+        wrong = ~nn.functional.one_hot(gold, problem.nodes).bool()
+        if self.options.both_views:
+            # A node is kept from matching itself by one affinity far below all others.
+            wrong &= affinity > affinity.amin()
+        self.options = replace(self.options, margin=self.spreads * float(affinity[wrong].std()))
+        return super()._distance(problem, gold, mode)
+
+
+class GrowingMargin(GraphMatchingLoss):
+    """The loss with a margin that grows evenly from 0 to ``highest`` in ``steps`` and stays there."""
+
+    options: GraphMatchingOptions
+
+    def __init__(self, highest: float, steps: int, preset: str, **options: Any) -> None:
+        super().__init__(preset, 128, **options)
+        self.highest, self.steps, self.done = highest, steps, 0
+
+    def forward(self, *views: Any, **more: Any) -> dict[str, Any]:
+        self.done += 1
+        self.options = replace(self.options, margin=self.highest * min(1.0, self.done / self.steps))
+        return super().forward(*views, **more)
+
+
 @dataclass(frozen=True)
 class Setting:
     """A loss, the projector before it, and the map it looks at; None goes by `LVMMedNetwork.chosen_map`."""
@@ -63,6 +98,11 @@ def matching(preset: str, projector: str, **options: Any) -> Setting:
 def recommended(projector: str = "none", map_level: int | None = None, **options: Any) -> Setting:
     """The preset "recommended" with some options changed."""
     return Setting(lambda: GraphMatchingLoss("recommended", 128, **options), projector, map_level)
+
+
+def spread_margin(spreads: float, **options: Any) -> Setting:
+    """The preset "recommended" with a margin that follows the spread."""
+    return Setting(lambda: SpreadMargin(spreads, "recommended", **options), "none", None)
 
 
 def contrast(temperature: float, patches: int) -> Setting:
@@ -84,6 +124,8 @@ SECOND: dict[str, Any] = {
     "patch_mode": "fast",
 }
 EDGES: dict[str, Any] = {"mode": "fast", "edge_weight": 0.05}
+QUIET: dict[str, Any] = {"noise_scale_vertex": 0.0, "samples": 1}
+CUTS: dict[str, Any] = {**MARGIN_5, "regroup": 8}
 SETTINGS: dict[str, Setting | None] = {
     "random weights": None,
     "InfoNCE .1": Setting(lambda: InfoNCE(0.1)),
@@ -107,6 +149,20 @@ SETTINGS: dict[str, Setting | None] = {
     ),
     "second order, margin 5": matching("paper", "mlp", **MARGIN_5),
     "second order, margin 5, 8 cuts": matching("paper", "mlp", **MARGIN_5, regroup=8),
+    "second order, margin 10, symmetric, 8 cuts": matching(
+        "paper", "mlp", **{**CUTS, "margin": 10.0, "symmetric": True}
+    ),
+    "second order, margin 20 spreads, 8 cuts": Setting(lambda: SpreadMargin(20.0, "paper", **CUTS)),
+    "second order, margin growing to 8, 8 cuts": Setting(lambda: GrowingMargin(8.0, 350, "paper", **CUTS)),
+    "recommended, margin of 1 spread for noise": spread_margin(1.0, **QUIET),
+    "recommended, margin of 2 spreads for noise": spread_margin(2.0, **QUIET),
+    "recommended, margin of 3 spreads for noise": spread_margin(3.0, **QUIET),
+    "recommended, noise and margin of half a spread": spread_margin(0.5),
+    "recommended, noise and margin growing to .3": Setting(
+        lambda: GrowingMargin(0.3, 350, "recommended"), "none", None
+    ),
+    "recommended, symmetric edges .05": recommended(**EDGES, symmetric=True, patch_mode="fast"),
+    "linear, margin of 2 spreads": Setting(lambda: SpreadMargin(2.0, "paper", **{**PLAIN, "mode": "linear"})),
     "paper": matching("paper", "linear"),
     "paper, MLP projector": matching("paper", "mlp"),
     "paper, no message passing": matching("paper", "linear", message_passing=None),
