@@ -114,7 +114,7 @@ class VoCo(VolumeMethod):
             raise UserError(f"crops_per_volume must be at least 1, got {self.crops_per_volume}; VoCo; correct it")
         if len(projector) != 2 or min(projector) < 1:
             raise UserError(f"projector must be two widths, got {projector!r}; VoCo; correct it")
-        for name, value in (("momentum", self.momentum), ("encoder_ema", self.encoder_ema)):
+        for name, value in (("momentum", self.momentum), ("encoder_ema", self.encoder_ema), ("dropout", self.dropout)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} must lie between 0 and 1, got {value}; VoCo; correct it")
         if self.encoder_ema is not None and self.base_gradient:

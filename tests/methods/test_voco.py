@@ -574,6 +574,7 @@ class TestContract:
             ({"spacing_mm": (1.0, 0.0, 1.0)}, "spacing_mm"),
             ({"ct_window": (400, -500)}, "ct_window"),
             ({"momentum": 1.5}, "momentum"),
+            ({"dropout": 7}, "dropout must lie between 0 and 1"),
             ({"encoder_ema": -0.1}, "encoder_ema"),
             ({"encoder_ema": 0.9, "base_gradient": True}, "encoder of its own"),
             ({"projector": (8,)}, "projector"),
