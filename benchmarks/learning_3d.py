@@ -27,9 +27,10 @@ Example, the runs of docs/voco.md (CT: 7 volumes to learn from; the chest crop a
     lvmmed ingest --manifest data_manifests/mri/msd_hippocampus.json --root DATA/msd_hippocampus --out hippocampus
     python benchmarks/learning_3d.py --lists ct/datalist_ct.json ct/datalist_other.json example/datalist_ct.json \\
         crlm/datalist.json sts1/datalist.json sts2/datalist_ct.json --held-out-images ibsi_pat1_chest_crop \\
-        --leave-out phantom_head_philips --steps 800 --folder learning_ct
-    python benchmarks/learning_3d.py --lists hippocampus/datalist.json --crop 12 --spacing 1 --batch 6 \\
-        --steps 1100 --folder learning_hippocampus
+        --leave-out phantom_head_philips --settings "no dropout, rate 15e-4" --batch 2 --steps 800 --folder learning_ct
+    python benchmarks/learning_3d.py --lists hippocampus/datalist.json --settings "no dropout, rate 15e-4" \\
+        --crop 12 --spacing 1 --batch 3 --steps 1000 --folder learning_hippocampus
+with the defaults, --settings fixed, CT has --batch 4 --steps 800 and hippocampus --batch 6 --steps 1100 there.
 """
 
 from __future__ import annotations
