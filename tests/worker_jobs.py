@@ -109,9 +109,10 @@ def threads_of(_: int) -> tuple[str | None, int]:
     return os.environ.get("OMP_NUM_THREADS"), len(os.listdir("/proc/self/task"))
 
 
-def slow_square(job: tuple[str, int, float]) -> int:
-    """Leave a mark in a folder when it begins, so that a test knows; then take a while."""
-    folder, number, seconds = job
+def marked_square(job: tuple[str, int, bool]) -> int:
+    """Leave a mark in a folder when it begins, so that a test knows; if asked to, wait for the file ``go`` there."""
+    folder, number, waits = job
     (Path(folder) / f"{number}-{os.getpid()}").touch()
-    time.sleep(seconds)
+    while waits and not (Path(folder) / "go").exists():
+        time.sleep(0.01)
     return number * number
