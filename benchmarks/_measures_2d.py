@@ -21,6 +21,8 @@ from lvmmed_monai.methods._picture_probes import LabelledPictures, labelled_pict
 from lvmmed_monai.methods._pictures import ViewPairs
 from lvmmed_monai.metrics import linear_probe, retrieval_at_k
 
+# Images of a matching.
+GROUP = 16
 PAIR_MEASURES = ("r@1", "mixed", "set", "rank")
 # Uint8 images (n, C, H, W) to features (n, D).
 Features = Callable[[Tensor], Tensor]
@@ -58,7 +60,7 @@ def pair_measures(features: Features, views: Tensor, set_of: np.ndarray, queries
         of_sets: list[float] = []
         for number in np.unique(set_of):
             members = queries[set_of[queries] == number]
-            if len(members) >= 16:
+            if len(members) >= GROUP:
                 accuracy = matching_accuracy(first[members], second[members], draws=2, seed=draw)
                 of_sets += [accuracy] * len(members)
         rows.append(

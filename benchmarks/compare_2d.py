@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from _compare_table import Found, table
 from _measures_2d import (
+    GROUP,
     Features,
     Labelled,
     drawn_views,
@@ -89,16 +90,21 @@ class Data:
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> Data:
-        """From the datalists of the command line."""
+        """From the datalists of the command line.
+
+        Raises:
+            UserError: there is nothing to pre-train on, or too little to measure on.
+        """
         unlabelled, labelled, pictures, set_of = [], [], [], []
         cache = options.folder / "cache"
         form: dict[str, Any] = {"planes": ("axial",), "cache_size": 256, "in_channels": 3, "seed": 0}
         for number, path in enumerate(options.datalists):
             content = read_datalist(path)
-            unlabelled.append(without_labels(path, content, number, options))
+            if content["training"]:
+                unlabelled.append(without_labels(path, content, number, options))
             if not content[options.section]:
                 continue
-            if content["task"] == "classification":
+            if content["task"] == "classification" and content["training"]:
                 labelled.append(Labelled.read(path, options.section, cache, options.size))
             pairs = view_pairs([path], options.section, cache, views=ViewSettings(size=options.size), **form)
             chosen = np.sort(np.random.default_rng(number).permutation(len(pairs))[:HELD])
@@ -108,6 +114,13 @@ class Data:
         for path in options.probe:
             refuse_shared_subjects(path, options)
             probed.append(Labelled.read(path, options.section, cache, options.size))
+        if not unlabelled:
+            raise UserError("no picture to pre-train on; the datalists; give one with a training section")
+        if len(pictures) < GROUP:
+            raise UserError(
+                f"{len(pictures)} pictures in the sections {options.section}, fewer than a matching of {GROUP}; "
+                "the datalists; give more of them, or another --section"
+            )
         views = torch.stack([drawn_views(pictures, [99, draw]) for draw in range(VIEW_DRAWS)])
         return cls(unlabelled, labelled, probed, views, np.array(set_of))
 

@@ -168,6 +168,24 @@ def test_what_is_probed_on_must_not_be_trained_on(
         scripts["compare_2d"].Data.read(options)
 
 
+def test_too_few_pictures_are_said_before_anything_is_trained(
+    scripts: dict[str, Any], datalists: list[str], tmp_path: Path
+) -> None:
+    bright = Path(datalists[0])
+    content = read_datalist(bright)
+    items = [{**item, "image": str(bright.parent / item["image"])} for item in content["test"]]
+    few = {**content, "training": items[:4], "test": items[4:19]}
+    for name, lists in (("few", few), ("untaught", {**few, "training": [], "test": items})):
+        write_json(tmp_path / f"{name}.json", lists)
+    read, parse = scripts["compare_2d"].Data.read, scripts["compare_2d"].parse
+    with pytest.raises(UserError, match="15 pictures in the sections test, fewer than a matching of 16"):
+        read(parse([str(tmp_path / "few.json"), "--folder", str(tmp_path)]))
+    with pytest.raises(UserError, match="no picture to pre-train on"):
+        read(parse([str(tmp_path / "untaught.json"), "--folder", str(tmp_path)]))
+    both = [str(tmp_path / "few.json"), str(tmp_path / "untaught.json")]
+    assert len(read(parse([*both, "--folder", str(tmp_path)])).unlabelled) == 1
+
+
 def test_random_weights_are_those_that_methods_start_from(
     scripts: dict[str, Any], datalists: list[str], tmp_path: Path
 ) -> None:
