@@ -122,12 +122,12 @@ def scored(log_probabilities: np.ndarray) -> np.ndarray:
 
 
 def fine_tuned_scores(
-    encoder: nn.Module, data: Labelled, rows: np.ndarray, *, steps: int, batch: int, rate: float, seed: int
+    encoder: nn.Module, data: Labelled, rows: np.ndarray, *, steps: int, batch: int, rate: float, key: list[int]
 ) -> np.ndarray:
     """Scores of the measured pictures after training a copy of the encoder with a linear head, from zeros, on ``rows``.
 
     AdamW, warm-up and cosine, cross-entropy in which classes weigh the same, light changes of the pictures; the last
-    weights count. Batches are drawn with replacement.
+    weights count. Batches are drawn with replacement, in an order that ``key`` decides.
     """
     encoder = copy.deepcopy(encoder)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def fine_tuned_scores(
     balance = torch.from_numpy(np.where(counts, len(rows) / np.maximum(counts, 1), 0.0)).float()
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], rate, weight_decay=0.05)
     scheduler = warmup_cosine(optimizer, warmup_steps=min(20, steps // 4), total_steps=steps)
-    rng = np.random.default_rng([seed, len(rows)])
+    rng = np.random.default_rng([*key, len(rows)])
     mirrored = bool(data.training.pairs.data[0].get("flip_safe", False))
     encoder.train()
     for _ in range(steps):

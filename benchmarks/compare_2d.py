@@ -7,7 +7,7 @@ beside random weights and the images at 8 x 8 pixels:
     probe       for each datalist with classes (those of --probe too): area under the ROC curve of a logistic
                 regression on frozen features, with some of the training labels (drawn several times where they are
                 few), on the test section
-    fine-tuned  the same of encoder and linear head trained together for a few steps
+    fine-tuned  the same of encoder and linear head trained together for a few steps, several times
     r@1         how often a held-out image's second view is the nearest of all held-out images
     mixed, set  second-order matching without noise in groups of 16, of all datalists and of one (chance .06)
 
@@ -227,7 +227,7 @@ def stem(start: Start, seed: int) -> str:
 
 def result_path(start: Start, seed: int, data: Data, options: argparse.Namespace) -> Path:
     """Where the figures of a run are kept; other settings, other file."""
-    ways = ("section", "fractions", "labels", "draws", "tune_steps", "tune_batch", "tune_rate", "size")
+    ways = ("section", "fractions", "labels", "draws", "tune_steps", "tune_draws", "tune_batch", "tune_rate", "size")
     lists = [sha256_file(path) for path in (*options.datalists, *options.probe, *data.unlabelled)]
     key = [bundle_settings(start, seed, data, options), lists, [getattr(options, name) for name in ways]]
     return Path(options.folder / f"{stem(start, seed)}-{sha256_json(key)[:8]}.json")
@@ -263,14 +263,16 @@ def probed_scores(features: Features, one: Labelled, seed: int, options: argpars
 
 
 def tuned_scores(encoder: nn.Module, one: Labelled, seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
-    """The same, (1, n) or (1, n, K), by fine-tuning."""
+    """The same, (draws, n) or (draws, n, K), by fine-tuning; with all labels the draws differ in their batches."""
     chosen = chosen_labels(one, seed, options)
-    form = {"steps": options.tune_steps, "batch": options.tune_batch, "rate": options.tune_rate, "seed": seed}
-    names = [percent(part) for part in options.fractions]
-    return {
-        f"{one.name}, fine-tuned, {name}": fine_tuned_scores(encoder, one, chosen[name][0], **form)[None]
-        for name in names
-    }
+    form = {"steps": options.tune_steps, "batch": options.tune_batch, "rate": options.tune_rate}
+    scores = {}
+    for name in (percent(part) for part in options.fractions):
+        rows = [chosen[name][draw % len(chosen[name])] for draw in range(options.tune_draws)]
+        scores[f"{one.name}, fine-tuned, {name}"] = np.stack(
+            [fine_tuned_scores(encoder, one, each, **form, key=[seed, draw]) for draw, each in enumerate(rows)]
+        )
+    return scores
 
 
 def measure(
@@ -363,6 +365,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", nargs="*", type=int, default=[200], help="numbers of labels, for the probe")
     parser.add_argument("--draws", type=int, default=5, help="of few labels, for the probe")
     parser.add_argument("--tune-steps", type=int, default=120, help="of fine-tuning; 0 leaves it out")
+    parser.add_argument("--tune-draws", type=int, default=3, help="fine-tunings of an encoder with as many labels")
     parser.add_argument("--tune-batch", type=int, default=32)
     parser.add_argument("--tune-rate", type=float, default=1e-3)
     parser.add_argument("--folder", type=Path, default=Path("compare_2d"), help="encoders, scores and results")

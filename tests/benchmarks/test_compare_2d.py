@@ -57,7 +57,7 @@ def datalists(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 SMALL = [
     *("--methods", "lvm_med", "no_such_method", "--settings", "warmup_steps=0", "--encoder-options", "width=4"),
     *("--steps", "2", "--seeds", "3", "--batch", "16", "--size", "32", "--tune-steps", "2", "--tune-batch", "8"),
-    *("--fractions", "0.25", "1", "--labels", "8", "--draws", "2"),
+    *("--fractions", "0.25", "1", "--labels", "8", "--draws", "2", "--tune-draws", "3"),
 ]
 
 
@@ -111,6 +111,12 @@ def test_whole_comparison(
     assert "bright, fine-tuned, 100 %/lvm_med/minus_reference" in metrics
     assert "bright, fine-tuned, 100 %/8 x 8 pixels" not in metrics
     assert metrics["r@1/lvm_med"]["n"] == 1
+    (archive,) = (tmp_path / "f").glob("lvm_med-3-*.npz")
+    with np.load(archive) as scores:
+        for part in ("25 %", "100 %"):
+            tuned = scores[f"bright, fine-tuned, {part}"]
+            assert tuned.shape == (3, 20)
+            assert len(np.unique(tuned, axis=0)) == 3
     # What is done is not done again.
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "f").glob("*-3-*.json")}
     assert len(files) == 3
@@ -218,7 +224,7 @@ def test_fine_tuning_learns_and_leaves_the_encoder_alone(
     torch.manual_seed(0)
     encoder = build_encoder("resnet18", 3, width=4)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    scores = measures.fine_tuned_scores(encoder, data, np.arange(20), steps=30, batch=16, rate=3e-3, seed=0)
+    scores = measures.fine_tuned_scores(encoder, data, np.arange(20), steps=30, batch=16, rate=3e-3, key=[0])
     assert area_under_curve(scores, data.measured.labels) > 0.95
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
