@@ -72,7 +72,8 @@ class Found:
     def over_images(self, start: str, measure: str, seeds: list[int], other: str | None) -> list[float] | None:
         """Bootstrap interval of an area under the curve or a difference of two."""
         labels = self.labels.get(measure.split(", ")[0])
-        if labels is None or self.scores[start][seeds[0]][measure].ndim != 2:
+        first = self.scores[start][seeds[0]].get(measure)
+        if labels is None or first is None or first.ndim != 2:
             return None
         ours = [row for seed in seeds for row in self.scores[start][seed][measure]]
         theirs = [row for seed in seeds for row in self.scores[other][seed][measure]] if other else []

@@ -74,6 +74,23 @@ def pair_measures(features: Features, views: Tensor, set_of: np.ndarray, queries
     return dict(zip(PAIR_MEASURES, np.mean(rows, axis=0).tolist(), strict=True))
 
 
+def retrieval_of_sets(features: Features, views: Tensor, set_of: np.ndarray) -> dict[int, float]:
+    """By set of `GROUP` images or more: how often the second view of one of its images is the nearest of all images.
+
+    Args: as for `pair_measures`, whose r@1 is that of all sets together.
+    """
+    members = {int(number): np.flatnonzero(set_of == number) for number in np.unique(set_of)}
+    found: dict[int, list[float]] = {number: [] for number, rows in members.items() if len(rows) >= GROUP}
+    for pair in views:
+        both = torch.stack([features(side) for side in pair])
+        first, second = both - both.mean(dim=(0, 1))
+        for number, values in found.items():
+            others = np.setdiff1d(np.arange(len(set_of)), members[number])
+            gallery = second[np.concatenate([members[number], others])]
+            values.append(retrieval_at_k(first[members[number]], gallery))
+    return {number: float(np.mean(values)) for number, values in found.items()}
+
+
 # -- labels -----------------------------------------------------------------------------------------------------------
 
 

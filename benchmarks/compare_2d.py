@@ -8,7 +8,8 @@ beside random weights and the images at 8 x 8 pixels:
                 regression on frozen features, with some of the training labels (drawn several times where they are
                 few), on the test section
     fine-tuned  the same of encoder and linear head trained together for a few steps, several times
-    r@1         how often a held-out image's second view is the nearest of all held-out images
+    r@1         how often a held-out image's second view is the nearest of all held-out images; also for the images of
+                each datalist that has 16
     mixed, set  second-order matching without noise in groups of 16, of all datalists and of one (chance .06)
 
 A cell is the mean over seeds ± half its 95 % interval (Student's t over seeds), and [the 95 % bootstrap interval over
@@ -46,6 +47,7 @@ from _measures_2d import (
     pair_measures,
     pixels,
     probe_scores,
+    retrieval_of_sets,
 )
 from _runs import absolute, claimed, commits, keep, run_bundle
 from torch import Tensor, nn
@@ -80,6 +82,7 @@ class Data:
         probed: further ones with classes, which are neither pre-trained on nor fine-tuned on.
         views: (VIEW_DRAWS, 2, M, 3, s, s) uint8 views of held-out images.
         set_of: (M,) number of each held-out image's datalist.
+        names: of the datalists by number.
     """
 
     unlabelled: list[Path]
@@ -87,6 +90,7 @@ class Data:
     probed: list[Labelled]
     views: Tensor
     set_of: np.ndarray
+    names: list[str]
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> Data:
@@ -95,11 +99,12 @@ class Data:
         Raises:
             UserError: there is nothing to pre-train on, or too little to measure on.
         """
-        unlabelled, labelled, pictures, set_of = [], [], [], []
+        unlabelled, labelled, pictures, set_of, names = [], [], [], [], []
         cache = options.folder / "cache"
         form: dict[str, Any] = {"planes": ("axial",), "cache_size": 256, "in_channels": 3, "seed": 0}
         for number, path in enumerate(options.datalists):
             content = read_datalist(path)
+            names.append(content["name"])
             if content["training"]:
                 unlabelled.append(without_labels(path, content, number, options))
             if not content[options.section]:
@@ -122,7 +127,7 @@ class Data:
                 "the datalists; give more of them, or another --section"
             )
         views = torch.stack([drawn_views(pictures, [99, draw]) for draw in range(VIEW_DRAWS)])
-        return cls(unlabelled, labelled, probed, views, np.array(set_of))
+        return cls(unlabelled, labelled, probed, views, np.array(set_of), names)
 
 
 def refuse_shared_subjects(path: Path, options: argparse.Namespace) -> None:
@@ -282,6 +287,8 @@ def measure(
     features: Features = pixels if encoder is None else partial(batch_features, encoder)
     pairs = pair_measures(features, data.views, data.set_of, np.arange(len(data.set_of)))
     values = {name: pairs[name] for name in ("r@1", "mixed", "set")}
+    of_sets = retrieval_of_sets(features, data.views, data.set_of)
+    values |= {f"{data.names[number]}, r@1": value for number, value in of_sets.items()}
     scores: dict[str, np.ndarray] = {}
     tuned = {one.name for one in data.labelled} if options.tune_steps else set()
     for one in (*data.labelled, *data.probed):

@@ -111,6 +111,9 @@ def test_whole_comparison(
     assert "bright, fine-tuned, 100 %/lvm_med/minus_reference" in metrics
     assert "bright, fine-tuned, 100 %/8 x 8 pixels" not in metrics
     assert metrics["r@1/lvm_med"]["n"] == 1
+    # Ten pictures are too few for a value of their own.
+    assert "bright, r@1/lvm_med" in metrics
+    assert "plain, r@1/lvm_med" not in metrics
     (archive,) = (tmp_path / "f").glob("lvm_med-3-*.npz")
     with np.load(archive) as scores:
         for part in ("25 %", "100 %"):
@@ -201,6 +204,25 @@ def test_random_weights_are_those_that_methods_start_from(
     still, _ = compare.encoder_of(compare.Start("lvm_med", {"method": "lvm_med"}), 3, data, options)
     start, _ = compare.encoder_of(compare.Start(compare.RANDOM), 3, data, options)
     assert all(torch.equal(a, b) for a, b in zip(still.parameters(), start.parameters(), strict=True))
+
+
+def test_retrieval_of_sets_is_that_of_all_images_told_apart(scripts: dict[str, Any]) -> None:
+    measures = scripts["_measures_2d"]
+    rng = np.random.default_rng(0)
+    set_of = rng.permutation(np.repeat([0, 1, 4], [16, 15, 30]))
+    base = rng.normal(size=(2, 61, 8))
+    views = torch.from_numpy(np.stack([base, base + rng.normal(size=base.shape)], axis=1))
+    found = measures.retrieval_of_sets(lambda images: images, views, set_of)
+    assert found.keys() == {0, 4}
+    for number, share in found.items():
+        hits = []
+        for draw in views.numpy():
+            first, second = draw - draw.mean(axis=(0, 1))
+            for i in np.flatnonzero(set_of == number):
+                cosine = [first[i] @ row / np.linalg.norm(first[i]) / np.linalg.norm(row) for row in second]
+                hits.append(int(np.argmax(cosine)) == i)
+        assert share == pytest.approx(np.mean(hits))
+        assert 0.1 < share < 0.9
 
 
 def test_few_labels_hold_two_of_each_class(scripts: dict[str, Any]) -> None:
