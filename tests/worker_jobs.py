@@ -109,10 +109,10 @@ def threads_of(_: int) -> tuple[str | None, int]:
     return os.environ.get("OMP_NUM_THREADS"), len(os.listdir("/proc/self/task"))
 
 
-def marked_square(job: tuple[str, int, bool]) -> int:
-    """Leave a mark in a folder when it begins, so that a test knows; if asked to, wait for the file ``go`` there."""
-    folder, number, waits = job
-    (Path(folder) / f"{number}-{os.getpid()}").touch()
-    while waits and not (Path(folder) / "go").exists():
+def marked_square(job: tuple[str, int]) -> int:
+    """Leave a mark in a folder that names number, process and parent; then wait for the file ``go`` there."""
+    folder, number = job
+    (Path(folder) / f"{number}-{os.getpid()}-{os.getppid()}").touch()
+    while not (Path(folder) / "go").exists():
         time.sleep(0.01)
     return number * number
